@@ -1,0 +1,313 @@
+package wire
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/tree"
+)
+
+// Options say how a Client connects.
+type Options struct {
+	// AgreementKey is set by update processes: it is shown to peers that ask
+	// for it, and peers in an update phase are accepted. Without it they give
+	// ErrUpdating.
+	AgreementKey ed25519.PrivateKey
+	// Timeout bounds connecting and every wait without progress. Zero means 30
+	// seconds. How long a whole request may take is the context's business.
+	Timeout time.Duration
+}
+
+// Client speaks to one replica. Its methods may be called concurrently. They
+// check who answers and bound what it sends; what the reply is worth the caller
+// must verify.
+type Client struct {
+	id      uint32
+	base    string
+	http    *http.Client
+	timeout time.Duration
+}
+
+// NewClient returns a client of replica m. It connects when first used.
+func NewClient(m archive.Replica, r *archive.Roster, o Options) *Client {
+	if o.Timeout <= 0 {
+		o.Timeout = idleDefault
+	}
+	dialer := &net.Dialer{Timeout: o.Timeout}
+	return &Client{
+		id: m.ID, base: "https://" + m.Address, timeout: o.Timeout,
+		http: &http.Client{
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+			Transport: &http.Transport{
+				DialContext:            dialer.DialContext,
+				TLSClientConfig:        clientTLS(m, o.AgreementKey),
+				TLSHandshakeTimeout:    o.Timeout,
+				ExpectContinueTimeout:  o.Timeout,
+				ForceAttemptHTTP2:      true,
+				DisableCompression:     true,
+				MaxResponseHeaderBytes: 16 << 10,
+				IdleConnTimeout:        time.Minute,
+				HTTP2:                  &http.HTTP2Config{SendPingTimeout: o.Timeout, PingTimeout: o.Timeout},
+			},
+		},
+	}
+}
+
+// ID returns the replica's ID.
+func (c *Client) ID() uint32 { return c.id }
+
+// Close ends idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// HTTP returns the pinned HTTP client, for requests of other packages.
+func (c *Client) HTTP() *http.Client { return c.http }
+
+// URL returns the URL of a path at the replica.
+func (c *Client) URL(path string) string { return c.base + path }
+
+// Answer asks for an answer to a nonce. The caller verifies it.
+func (c *Client) Answer(ctx context.Context, q AnswerRequest) (archive.Answer, error) {
+	var a archive.Answer
+	err := c.postJSON(ctx, PathAnswer, "application/json", q.Bytes(), archive.MaxAnswer, &a)
+	return a, c.wrap("answer", err)
+}
+
+// ProofOf asks for the proof of a name under a head that was attested before.
+func (c *Client) ProofOf(ctx context.Context, head archive.Digest, n archive.Name) (tree.Proof, error) {
+	q := url.Values{"head": {head.String()}, "name": {EncodeBytes([]byte(n))}}
+	return c.proof(ctx, q)
+}
+
+// ProofRange asks for one page of the names from `from` to `to` (nil: to the
+// end), of at most limit names, under a head that was attested before.
+func (c *Client) ProofRange(ctx context.Context, head archive.Digest, from, to []byte, limit int) (tree.Proof, error) {
+	q := url.Values{"head": {head.String()}, "from": {EncodeBytes(from)}, "limit": {strconv.Itoa(limit)}}
+	if to != nil {
+		q.Set("to", EncodeBytes(to))
+	}
+	return c.proof(ctx, q)
+}
+
+func (c *Client) proof(ctx context.Context, q url.Values) (tree.Proof, error) {
+	b, err := c.get(ctx, PathProof+"?"+q.Encode(), tree.MaxProof)
+	return b, c.wrap("proof", err)
+}
+
+// History asks for the records of the epochs from `from` on, limit or fewer. It
+// returns none if the replica has none so new.
+func (c *Client) History(ctx context.Context, from archive.Epoch, limit int) ([]SignedRecord, error) {
+	var h History
+	path := fmt.Sprintf("%s?from=%d&limit=%d", PathHistory, from, min(limit, MaxHistory))
+	err := c.getJSON(ctx, path, maxHistory, &h)
+	if err == nil && len(h.Records) > MaxHistory {
+		err = fmt.Errorf("%w: %d records", archive.ErrFormat, len(h.Records))
+	}
+	return h.Records, c.wrap("history", err)
+}
+
+// Add sends a submission.
+func (c *Client) Add(ctx context.Context, s archive.Submission) (Ack, error) {
+	var ack Ack
+	err := c.postJSON(ctx, PathAdd, "application/octet-stream", s.Bytes(), MaxAck, &ack)
+	return ack, c.wrap("add", err)
+}
+
+// Pending asks whether a name waits for the next update phase.
+func (c *Client) Pending(ctx context.Context, n archive.Name) (PendingState, error) {
+	var p PendingState
+	err := c.getJSON(ctx, PathPending+"?name="+EncodeBytes([]byte(n)), MaxAck, &p)
+	return p, c.wrap("pending", err)
+}
+
+// Status asks what the replica says of itself.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	err := c.getJSON(ctx, PathStatus, MaxStatus, &s)
+	return s, c.wrap("status", err)
+}
+
+// HasContent asks whether the replica holds a content.
+func (c *Client) HasContent(ctx context.Context, d archive.Digest) (bool, error) {
+	resp, err := c.do(ctx, http.MethodHead, PathContent+d.String(), nil, nil)
+	var e *Error
+	if errors.As(err, &e) && e.Code == CodeMissing {
+		return false, nil
+	}
+	if err != nil {
+		return false, c.wrap("content", err)
+	}
+	return true, resp.Body.Close()
+}
+
+// Content opens a content at offset and returns its whole size as the replica
+// tells it. The bytes come from whoever answers: hash them. A read that finds no
+// progress for the client's timeout fails.
+func (c *Client) Content(ctx context.Context, d archive.Digest, offset int64) (io.ReadCloser, int64, error) {
+	body, size, err := c.content(ctx, d, offset)
+	return body, size, c.wrap("content", err)
+}
+
+func (c *Client) content(ctx context.Context, d archive.Digest, offset int64) (io.ReadCloser, int64, error) {
+	ctx, w := watch(ctx, c.timeout)
+	header := http.Header{}
+	if offset > 0 {
+		header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+	}
+	resp, err := c.do(ctx, http.MethodGet, PathContent+d.String(), nil, header)
+	if err != nil {
+		return nil, 0, w.end(err)
+	}
+	size, err := contentSize(resp, offset)
+	if err != nil {
+		resp.Body.Close()
+		return nil, 0, w.end(err)
+	}
+	return &watchedBody{watchedReader{resp.Body, w}, resp.Body}, size, nil
+}
+
+// contentSize returns the whole size, once it is sure that the body begins at
+// offset.
+func contentSize(resp *http.Response, offset int64) (int64, error) {
+	if offset == 0 && resp.StatusCode == http.StatusOK && resp.ContentLength >= 0 {
+		return resp.ContentLength, nil
+	}
+	var first, last, size int64
+	cr := resp.Header.Get("Content-Range")
+	if n, err := fmt.Sscanf(cr, "bytes %d-%d/%d", &first, &last, &size); n != 3 || err != nil || first != offset || size < offset {
+		return 0, fmt.Errorf("%w: range %q from %d", archive.ErrFormat, cr, offset)
+	}
+	return size, nil
+}
+
+// PutContent uploads a content under a writer's signed leave. It fails when the
+// replica takes no bytes for the client's timeout.
+func (c *Client) PutContent(ctx context.Context, up archive.Upload, size int64, body io.Reader) error {
+	ctx, w := watch(ctx, c.timeout)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, c.URL(PathContent+up.Digest.String()), &watchedReader{body, w})
+	if err != nil {
+		return c.wrap("upload", w.end(err))
+	}
+	req.ContentLength = size
+	if size == 0 {
+		req.Body = http.NoBody
+	}
+	req.Header.Set("Expect", "100-continue") // a refusal costs no body
+	req.Header.Set(HeaderUpload, EncodeBytes(up.Bytes()))
+	req.Header.Set("Content-Type", "application/octet-stream")
+	resp, err := c.send(req)
+	if err != nil {
+		return c.wrap("upload", w.end(err))
+	}
+	w.end(nil)
+	return c.wrap("upload", resp.Body.Close())
+}
+
+func (c *Client) wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("replica %d: %s: %w", c.id, what, err)
+}
+
+func (c *Client) getJSON(ctx context.Context, path string, limit int64, v any) error {
+	b, err := c.get(ctx, path, limit)
+	if err != nil {
+		return err
+	}
+	return archive.DecodeJSON(b, v)
+}
+
+func (c *Client) get(ctx context.Context, path string, limit int64) ([]byte, error) {
+	resp, err := c.do(ctx, http.MethodGet, path, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return readBounded(resp.Body, limit)
+}
+
+func (c *Client) postJSON(ctx context.Context, path, contentType string, body []byte, limit int64, v any) error {
+	resp, err := c.do(ctx, http.MethodPost, path, body, http.Header{"Content-Type": {contentType}})
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := readBounded(resp.Body, limit)
+	if err != nil {
+		return err
+	}
+	return archive.DecodeJSON(b, v)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, body []byte, header http.Header) (*http.Response, error) {
+	var r io.Reader
+	if body != nil {
+		r = bytes.NewReader(body)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.URL(path), r)
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	return c.send(req)
+}
+
+// send returns a successful response, or the replica's Error.
+func (c *Client) send(req *http.Request) (*http.Response, error) {
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, plain(err)
+	}
+	if resp.StatusCode/100 == 2 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	return nil, readError(resp)
+}
+
+// plain takes method and URL off an error: they say nothing that the caller
+// does not know.
+func plain(err error) error {
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		return ue.Err
+	}
+	return err
+}
+
+func readError(resp *http.Response) error {
+	e := new(Error)
+	b, err := readBounded(resp.Body, MaxError)
+	if err == nil && len(b) > 0 && archive.DecodeJSON(b, e) == nil && statuses[e.Code] == resp.StatusCode {
+		return e
+	}
+	for code, status := range statuses { // a reply to HEAD has no body
+		if status == resp.StatusCode {
+			return Errorf(code, "HTTP status %d", status)
+		}
+	}
+	return fmt.Errorf("%w: HTTP status %d", archive.ErrFormat, resp.StatusCode)
+}
+
+func readBounded(r io.Reader, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%w: more than %d bytes", archive.ErrFormat, limit)
+	}
+	return b, nil
+}
