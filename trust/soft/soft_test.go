@@ -1,0 +1,108 @@
+package soft_test
+
+import (
+	"crypto/rand"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/bonafide-archive/bonafide/trust"
+	"github.com/bonafide-archive/bonafide/trust/soft"
+	"github.com/bonafide-archive/bonafide/trust/trusttest"
+)
+
+func TestConformance(t *testing.T) {
+	trusttest.Run(t, func(t *testing.T) trusttest.Device {
+		dir := filepath.Join(t.TempDir(), "mas")
+		id, key, err := soft.Provision(dir, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return trusttest.Device{
+			Identity: id, Agreement: key,
+			Open: func(t *testing.T) trust.MAS { return open(t, dir) },
+			Reset: func(t *testing.T) {
+				if err := soft.Reset(dir); err != nil {
+					t.Fatal(err)
+				}
+			},
+		}
+	})
+}
+
+func open(t *testing.T, dir string) *soft.MAS {
+	t.Helper()
+	m, err := soft.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func TestProvisionTwice(t *testing.T) {
+	dir := t.TempDir()
+	id, _, err := soft.Provision(dir, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := soft.Provision(dir, rand.Reader); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("got %v, want ErrExist", err)
+	}
+	a, err := open(t, dir).Lookup(t.Context(), trust.Nonce{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := id.Verify(a, trust.Nonce{}); err != nil {
+		t.Errorf("the first device is gone: %v", err)
+	}
+}
+
+func TestOpenNothing(t *testing.T) {
+	for _, dir := range []string{t.TempDir(), filepath.Join(t.TempDir(), "none")} {
+		if _, err := soft.Open(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("got %v, want ErrNotExist", err)
+		}
+	}
+}
+
+// A damaged state is an error, whatever is left of it, and never a fresh start.
+func TestDamaged(t *testing.T) {
+	dir := t.TempDir()
+	if _, _, err := soft.Provision(dir, rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(dir, "state.json")
+	whole, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{0, 1, len(whole) / 2, len(whole) - 1} {
+		if err := os.WriteFile(name, whole[:n], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := soft.Open(dir); err == nil {
+			t.Errorf("opened a state cut to %d bytes", n)
+		}
+		if err := soft.Reset(dir); err == nil {
+			t.Errorf("reset a state cut to %d bytes", n)
+		}
+	}
+}
+
+func TestFilesArePrivate(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "mas")
+	if _, _, err := soft.Provision(dir, rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]fs.FileMode{dir: 0o700, filepath.Join(dir, "state.json"): 0o600} {
+		fi, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fi.Mode().Perm(); got != want {
+			t.Errorf("%s: mode %v, want %v", name, got, want)
+		}
+	}
+}
