@@ -1,36 +1,148 @@
 package consensus
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
+	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 )
 
-// Timeouts are the engine's: how long to wait for a leader's block and for the
-// votes, and what each further round adds.
+// ErrSpent is returned for a directory whose votes cannot be continued: the
+// replica sits the attempt out and takes the decision from its peers.
+var ErrSpent = errors.New("engine directory cannot be resumed")
+
+// ErrHalted is returned when the engine stopped by itself without a decision.
+var ErrHalted = errors.New("engine halted")
+
+// Timeouts are the engine's: how long a round waits for its leader's block
+// (Propose) and for the votes (Vote), and what each further round adds. A zero
+// field takes its default: 5 s + 1 s, 1 s + 0.5 s.
 type Timeouts struct{ Propose, ProposeDelta, Vote, VoteDelta time.Duration }
+
+func (t Timeouts) complete() Timeouts {
+	for _, f := range []struct {
+		field     *time.Duration
+		otherwise time.Duration
+	}{
+		{&t.Propose, 5 * time.Second}, {&t.ProposeDelta, time.Second},
+		{&t.Vote, time.Second}, {&t.VoteDelta, time.Second / 2},
+	} {
+		if *f.field <= 0 {
+			*f.field = f.otherwise
+		}
+	}
+	return t
+}
 
 // Config says who agrees with whom, about what, and where.
 type Config struct {
-	Dir      string   // the engine's own directory, one for each instance
-	Instance [32]byte // binds every message of the attempt
-	Self     uint32
+	// Dir is the engine's own, one for each instance. It holds what a restarted
+	// process needs so as not to contradict itself; never a key.
+	Dir      string
+	Instance [32]byte           // binds every message of the attempt
+	Self     uint32             // the member this is
 	Key      ed25519.PrivateKey // Self's agreement key
 	Members  []Member           // all, ascending by ID
 
-	// Propose returns the candidate block when this replica leads; it may block
-	// until there is one. On an error this leader's round passes.
+	// Propose returns the candidate block whenever this replica leads; it may
+	// block until there is one, within ctx. On an error, a block that Check
+	// refuses, or none within Timeouts.Propose, this leader's round passes.
 	Propose func(ctx context.Context) ([]byte, error)
-	// Check says whether a block is valid; it must be pure.
+
+	// Check says whether a block is valid. It must be pure: what one correct
+	// replica accepts, all accept. Members vote for no other block.
 	Check func(block []byte) error
 
 	Timeouts Timeouts
-	Log      *slog.Logger
+	Log      *slog.Logger // the engine's own chatter comes at debug level; nil: none
 }
 
-// Agree returns the block that the members decided.
-func Agree(ctx context.Context, c Config) ([]byte, error) { panic("consensus: to come") }
+// Agree takes part in one agreement and returns the block that the members
+// decided. It works while more than two thirds of them are correct and connected;
+// otherwise it ends with ctx. On return the engine has stopped, so a member that
+// starts later must get the block elsewhere; members still connected are given
+// up to Timeouts.Vote to learn the decision.
+//
+// A process killed within Agree may call it again with the same Config: it
+// resumes from Dir, and returns at once if the block was decided there. ErrSpent
+// says that Dir does not allow it. A directory must not be wiped to start over
+// within one instance: a replica that forgot its votes could contradict them.
+func Agree(ctx context.Context, c Config) ([]byte, error) {
+	c = c.complete()
+	if err := c.validate(); err != nil {
+		return nil, fmt.Errorf("agree: %w", err)
+	}
+	j, err := openJournal(c.Dir, c.Instance)
+	if err != nil {
+		return nil, fmt.Errorf("agree: %w", err)
+	}
+	if block := j.decided(); block != nil && c.accepts(block) == nil {
+		return block, nil
+	}
+	block, err := run(ctx, c, j)
+	if err != nil {
+		return nil, fmt.Errorf("agree: %w", err)
+	}
+	return block, nil
+}
 
-// MayResume says whether dir may be used by Agree.
-func MayResume(dir string) bool { panic("consensus: to come") }
+func run(ctx context.Context, c Config, j *journal) (block []byte, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	e, err := newEngine(ctx, c, j)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, e.stop()) }()
+	defer cancel() // before stop: a Propose under way ends
+	if err := e.start(ctx); err != nil {
+		return nil, err
+	}
+	return e.wait(ctx)
+}
+
+func (c Config) complete() Config {
+	c.Timeouts = c.Timeouts.complete()
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+func (c Config) validate() error {
+	if len(c.Members) == 0 || len(c.Members) > MaxMembers {
+		return fmt.Errorf("%d members", len(c.Members))
+	}
+	if err := ascending(c.Members, func(m Member) uint32 { return m.ID }); err != nil {
+		return err
+	}
+	for _, m := range c.Members {
+		if len(m.Key) != ed25519.PublicKeySize {
+			return fmt.Errorf("replica %d: key of %d bytes", m.ID, len(m.Key))
+		}
+	}
+	self, ok := member(c.Members, c.Self)
+	if !ok || len(c.Key) != ed25519.PrivateKeySize || !self.Key.Equal(c.Key.Public()) {
+		return fmt.Errorf("replica %d is no member under this key", c.Self)
+	}
+	if c.Dir == "" || c.Propose == nil || c.Check == nil {
+		return errors.New("incomplete configuration")
+	}
+	return nil
+}
+
+// accepts is Check behind a guard: a block on which it panics is refused.
+func (c Config) accepts(block []byte) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("check panicked: %v", r)
+		}
+	}()
+	if len(block) == 0 || len(block) > MaxBlock {
+		return malformed("block of %d bytes", len(block))
+	}
+	return c.Check(bytes.Clone(block))
+}

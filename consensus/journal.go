@@ -1,0 +1,175 @@
+package consensus
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	cmt "github.com/cometbft/cometbft/consensus"
+	"github.com/cometbft/cometbft/crypto/ed25519"
+	cmtjson "github.com/cometbft/cometbft/libs/json"
+	"github.com/cometbft/cometbft/privval"
+)
+
+// journal is the engine's directory. Its files, in the order of their making:
+//
+//	votes     the last vote signed, replaced and synced before it is sent
+//	instance  whose votes they are
+//	wal/      the engine's messages, synced before own ones are sent
+//	decided   the block, synced before the engine acts on the decision
+type journal struct {
+	dir  string
+	last privval.FilePVLastSignState
+}
+
+func (j *journal) path(name string) string { return filepath.Join(j.dir, name) }
+
+func (j *journal) wal() string { return j.path("wal/wal") }
+
+// MayResume says whether Agree would run in dir: because it is new, because
+// nothing was signed from it yet, or because its votes can be continued. If not,
+// the attempt is over for this replica: it waits for its peers' decision.
+func MayResume(dir string) bool {
+	_, _, err := readJournal(dir)
+	return err == nil
+}
+
+// openJournal returns dir ready for inst: as it was left if votes were signed
+// there, else wiped and made new.
+func openJournal(dir string, inst [32]byte) (*journal, error) {
+	j, owner, err := readJournal(dir)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case owner == inst:
+		return j, nil
+	case j.last.Height > 0:
+		return nil, fmt.Errorf("%w: it holds votes of another instance", ErrSpent)
+	}
+	return j, j.create(inst)
+}
+
+// readJournal judges dir without changing it. The zero instance: nothing there
+// that counts.
+func readJournal(dir string) (j *journal, inst [32]byte, err error) {
+	j = &journal{dir: dir}
+	owner, err := os.ReadFile(j.path("instance"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return j, inst, nil
+	}
+	if err != nil {
+		return nil, inst, err
+	}
+	if n, err := hex.Decode(inst[:], owner[:min(len(owner), 64)]); err != nil || n != len(inst) {
+		return nil, inst, fmt.Errorf("%w: its instance is unreadable", ErrSpent)
+	}
+	if err := j.readVotes(); err != nil {
+		return nil, inst, fmt.Errorf("%w: %v", ErrSpent, err)
+	}
+	if j.last.Height == 0 && j.decided() == nil {
+		return j, [32]byte{}, nil
+	}
+	return j, inst, j.checkWAL()
+}
+
+func (j *journal) readVotes() error {
+	b, err := os.ReadFile(j.path("votes"))
+	if err != nil {
+		return err
+	}
+	return cmtjson.Unmarshal(b, &j.last)
+}
+
+// checkWAL refuses a log without its beginning: the engine would start from
+// nothing, and forget on which block it is locked.
+func (j *journal) checkWAL() error {
+	if _, err := os.Stat(j.wal()); err != nil {
+		return fmt.Errorf("%w: %v", ErrSpent, err)
+	}
+	wal, err := cmt.NewWAL(j.wal())
+	if err != nil {
+		return fmt.Errorf("%w: %v", ErrSpent, err)
+	}
+	defer wal.Group().Close()
+	rd, found, err := wal.SearchForEndHeight(0, &cmt.WALSearchOptions{IgnoreDataCorruptionErrors: false})
+	if err != nil || !found {
+		return fmt.Errorf("%w: its log has no beginning (%v)", ErrSpent, err)
+	}
+	return rd.Close()
+}
+
+func (j *journal) create(inst [32]byte) error {
+	if err := os.RemoveAll(j.dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(j.dir, 0o700); err != nil {
+		return err
+	}
+	j.last = privval.FilePVLastSignState{}
+	votes, err := cmtjson.Marshal(j.last)
+	if err != nil {
+		return err
+	}
+	if err := j.write("votes", votes); err != nil {
+		return err
+	}
+	return j.write("instance", hex.AppendEncode(nil, inst[:]))
+}
+
+// decided returns the block decided here, or nil.
+func (j *journal) decided() []byte {
+	f, err := os.Open(j.path("decided"))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || st.Size() > int64(MaxBlock) {
+		return nil
+	}
+	b, err := os.ReadFile(j.path("decided"))
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// write replaces the file name in one step, synced.
+func (j *journal) write(name string, b []byte) error {
+	f, err := os.CreateTemp(j.dir, name+".tmp*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = bytes.NewReader(b).WriteTo(f)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), j.path(name)); err != nil {
+		return err
+	}
+	return syncDir(j.dir)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// validator signs with key by the engine's own rules against contradicting
+// oneself, starting from the last vote in the journal. The key is never written:
+// only the last vote is, before the signature leaves.
+func (j *journal) validator(key ed25519.PrivKey) *privval.FilePV {
+	pv := privval.NewFilePV(key, "", j.path("votes"))
+	s := &pv.LastSignState
+	s.Height, s.Round, s.Step = j.last.Height, j.last.Round, j.last.Step
+	s.Signature, s.SignBytes = j.last.Signature, j.last.SignBytes
+	return pv
+}
