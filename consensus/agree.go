@@ -79,12 +79,20 @@ func Agree(ctx context.Context, c Config) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agree: %w", err)
 	}
-	if block := j.decided(); block != nil && c.accepts(block) == nil {
-		return block, nil
+	if block := j.decided(); block != nil {
+		return c.kept(block)
 	}
 	block, err := run(ctx, c, j)
 	if err != nil {
 		return nil, fmt.Errorf("agree: %w", err)
+	}
+	return block, nil
+}
+
+// kept is the decision of an earlier process, unless the disk has changed it.
+func (c Config) kept(block []byte) ([]byte, error) {
+	if err := c.accepts(block); err != nil {
+		return nil, fmt.Errorf("agree: %w: decided block: %v", ErrSpent, err)
 	}
 	return block, nil
 }

@@ -6,10 +6,12 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -20,6 +22,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
 
 // A member of these tests is a process of its own: the test binary, started
@@ -285,5 +289,261 @@ func TestAgree(t *testing.T) {
 				t.Logf("the first leader was passed over: %q, not %q", got, want)
 			}
 		})
+	}
+}
+
+func TestAgreeWithoutOne(t *testing.T) {
+	for absent := range uint32(4) {
+		t.Run(fmt.Sprint(absent+1), func(t *testing.T) {
+			c := newCluster(t, 4)
+			t.Logf("leader %d", c.leader())
+			sameDecision(t, c.startExcept(absent+1)...)
+		})
+	}
+}
+
+func TestAgreeWithoutTwoOfSeven(t *testing.T) {
+	c := newCluster(t, 7)
+	leader := c.leader()
+	sameDecision(t, c.startExcept(leader, leader%7+1)...)
+}
+
+// A leader without a block, or with one that the others refuse, costs a round.
+func TestLeaderPassed(t *testing.T) {
+	for _, act := range []string{"bad", "none", "panic", "wait"} {
+		t.Run(act, func(t *testing.T) {
+			c := newCluster(t, 4)
+			leader := c.leader()
+			c.roles[leader-1].Act = act
+			got := sameDecision(t, c.startExcept()...)
+			if got == fmt.Sprintf("good block of %d", leader) {
+				t.Errorf("decided %q", got)
+			}
+		})
+	}
+}
+
+func TestLargestBlock(t *testing.T) {
+	c := newCluster(t, 4)
+	for i := range c.roles {
+		c.roles[i].Act = "big"
+		c.roles[i].Timeouts.Propose = 5 * time.Second
+	}
+	sameDecision(t, c.startExcept()...)
+}
+
+// eventually polls for what another process does.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	tick, limit := time.NewTicker(2*time.Millisecond), time.After(20*time.Second)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func signed(dir string) bool {
+	j := &journal{dir: dir}
+	_, err := j.readVotes()
+	return err == nil && j.last.Height > 0
+}
+
+func TestResumeAfterKill(t *testing.T) {
+	c := newCluster(t, 4)
+	victim := c.leader()
+	second, third := victim%4+1, (victim+1)%4+1
+	ps := []*process{c.start(second)}
+	dir := c.roles[victim-1].Dir
+	for range 15 {
+		p := c.start(victim)
+		if signed(dir) {
+			p.await("proposing") // from its log: it signed that proposal before
+		} else {
+			eventually(t, "a vote is signed", func() bool { return signed(dir) })
+		}
+		p.kill()
+		if !MayResume(dir) {
+			t.Fatal("killed, and cannot resume")
+		}
+	}
+	ps = append(ps, c.start(victim), c.start(third))
+	sameDecision(t, ps...)
+}
+
+func TestResumeAfterDecision(t *testing.T) {
+	c := newCluster(t, 4)
+	decision := sameDecision(t, c.startExcept()...)
+	again := c.start(1) // alone
+	if got := sameDecision(t, again); got != decision {
+		t.Errorf("decided %q, then %q", decision, got)
+	}
+	path := filepath.Join(c.roles[0].Dir, "decided")
+	if err := os.WriteFile(path, []byte("bad"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Agree(t.Context(), c.roles[0].config()); !errors.Is(err, ErrSpent) {
+		t.Errorf("changed decision: %v, want ErrSpent", err)
+	}
+}
+
+func TestKeyIsNotWritten(t *testing.T) {
+	c := newCluster(t, 4)
+	sameDecision(t, c.startExcept()...)
+	key := testKey(1)
+	forms := [][]byte{key.Seed(), []byte(base64.StdEncoding.EncodeToString(key)[:40]),
+		[]byte(fmt.Sprintf("%x", key.Seed())), []byte(fmt.Sprintf("%X", key.Seed()))}
+	err := filepath.WalkDir(c.roles[0].Dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		for _, f := range forms {
+			if bytes.Contains(b, f) {
+				t.Errorf("%s holds the key", path)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A member that starts when the others have decided and left waits for its
+// caller, who gets the block elsewhere.
+func TestLateStart(t *testing.T) {
+	c := newCluster(t, 4)
+	sameDecision(t, c.startExcept(4)...)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	_, err := Agree(ctx, c.roles[3].config())
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want the deadline", err)
+	}
+	if d := time.Since(start); d > 2*time.Second {
+		t.Errorf("returned after %v", d)
+	}
+}
+
+func TestCancelWhileProposing(t *testing.T) {
+	c := newCluster(t, 4)
+	r := c.roles[c.leader()-1]
+	conf := r.config()
+	ctx, cancel := context.WithCancel(t.Context())
+	conf.Timeouts.Propose = time.Hour
+	conf.Propose = func(ctx context.Context) ([]byte, error) {
+		cancel()
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	if _, err := Agree(ctx, conf); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want canceled", err)
+	}
+}
+
+func TestAgreeLeavesNothingRunning(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	c := newCluster(t, 1)
+	if _, err := Agree(t.Context(), c.roles[0].config()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHaltIsAnError(t *testing.T) {
+	conf := newCluster(t, 1).roles[0].config()
+	conf.Check = func([]byte) error { return os.RemoveAll(conf.Dir) } // so the vote cannot be kept
+	if _, err := Agree(t.Context(), conf); !errors.Is(err, ErrHalted) {
+		t.Errorf("got %v, want ErrHalted", err)
+	}
+}
+
+func TestCheckPanicIsRefusal(t *testing.T) {
+	c := newCluster(t, 1)
+	conf := c.roles[0].config()
+	ctx, cancel := context.WithCancel(t.Context())
+	asked := 0
+	conf.Check = func([]byte) error {
+		if asked++; asked > 1 {
+			cancel()
+		}
+		panic("hostile")
+	}
+	if _, err := Agree(ctx, conf); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want canceled", err)
+	}
+}
+
+// An engine that follows the same chain under a key that no member has is let
+// in nowhere: it learns nothing, and hinders nobody.
+func TestIntruder(t *testing.T) {
+	c := newCluster(t, 4)
+	members := []*process{c.start(1), c.start(2)}
+	spy := c.roles[3].config()
+	spy.Key, spy.Log = testKey(99), slog.New(slog.DiscardHandler)
+	e := startEngine(t, spy)
+	for _, m := range spy.Members[:2] {
+		knock(t, e, m)
+		garbage(t, m.Address)
+	}
+	members = append(members, c.start(3))
+	sameDecision(t, members...)
+	select {
+	case b := <-e.blocks.decided:
+		t.Errorf("the intruder learned %q", b)
+	default:
+	}
+	if e.machine.GetRoundState().Proposal != nil {
+		t.Error("the intruder got a proposal")
+	}
+}
+
+func startEngine(t *testing.T, c Config) *engine {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	j, err := openJournal(c.Dir, c.Instance)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := newEngine(ctx, c, j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cancel(); e.stop() })
+	return e
+}
+
+// knock connects until m has answered ten times.
+func knock(t *testing.T, e *engine, m Member) {
+	t.Helper()
+	addr, err := netAddress(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := 0
+	eventually(t, "the member answers", func() bool {
+		if err := e.network.sw.DialPeerWithAddress(addr); err == nil || strings.Contains(err.Error(), "handshake") {
+			answers++
+		}
+		return answers >= 10 || e.machine.GetRoundState().Proposal != nil
+	})
+}
+
+func garbage(t *testing.T, addr string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if _, err := conn.Write(bytes.Repeat([]byte("garbage "), 1000)); err != nil {
+		t.Log(err) // already closed: as well
 	}
 }

@@ -18,7 +18,7 @@ import (
 // journal is the engine's directory. Its files, in the order of their making:
 //
 //	votes     the last vote signed, replaced and synced before it is sent
-//	instance  whose votes they are
+//	instance  whose votes they are, in hex
 //	wal/      the engine's messages, synced before own ones are sent
 //	decided   the block, synced before the engine acts on the decision
 type journal struct {
@@ -54,39 +54,52 @@ func openJournal(dir string, inst [32]byte) (*journal, error) {
 	return j, j.create(inst)
 }
 
-// readJournal judges dir without changing it. The zero instance: nothing there
-// that counts.
+// readJournal judges dir without changing it, and returns whose votes it holds;
+// the zero instance: nothing there that counts.
 func readJournal(dir string) (j *journal, inst [32]byte, err error) {
 	j = &journal{dir: dir}
-	owner, err := os.ReadFile(j.path("instance"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return j, inst, nil
-	}
+	votes, err := j.readVotes()
 	if err != nil {
 		return nil, inst, err
 	}
-	if n, err := hex.Decode(inst[:], owner[:min(len(owner), 64)]); err != nil || n != len(inst) {
+	owner, err := os.ReadFile(j.path("instance"))
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && j.last.Height == 0:
+		return j, inst, nil
+	case err != nil || !votes:
+		return nil, inst, fmt.Errorf("%w: a file is missing", ErrSpent)
+	case len(owner) != hex.EncodedLen(len(inst)):
 		return nil, inst, fmt.Errorf("%w: its instance is unreadable", ErrSpent)
 	}
-	if err := j.readVotes(); err != nil {
-		return nil, inst, fmt.Errorf("%w: %v", ErrSpent, err)
+	if _, err := hex.Decode(inst[:], owner); err != nil {
+		return nil, inst, fmt.Errorf("%w: its instance is unreadable", ErrSpent)
 	}
-	if j.last.Height == 0 && j.decided() == nil {
+	if j.decided() != nil {
+		return j, inst, nil
+	}
+	if j.last.Height == 0 {
 		return j, [32]byte{}, nil
 	}
 	return j, inst, j.checkWAL()
 }
 
-func (j *journal) readVotes() error {
+// readVotes says whether the last vote is there; unreadable is an error.
+func (j *journal) readVotes() (bool, error) {
 	b, err := os.ReadFile(j.path("votes"))
-	if err != nil {
-		return err
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
 	}
-	return cmtjson.Unmarshal(b, &j.last)
+	if err != nil {
+		return false, err
+	}
+	if err := cmtjson.Unmarshal(b, &j.last); err != nil {
+		return false, fmt.Errorf("%w: its votes are unreadable", ErrSpent)
+	}
+	return true, nil
 }
 
-// checkWAL refuses a log without its beginning: the engine would start from
-// nothing, and forget on which block it is locked.
+// checkWAL refuses a log without its beginning, or with the end of a block that
+// was not kept: the engine would start from nothing, and forget what it is locked on.
 func (j *journal) checkWAL() error {
 	if _, err := os.Stat(j.wal()); err != nil {
 		return fmt.Errorf("%w: %v", ErrSpent, err)
@@ -96,14 +109,29 @@ func (j *journal) checkWAL() error {
 		return fmt.Errorf("%w: %v", ErrSpent, err)
 	}
 	defer wal.Group().Close()
-	rd, found, err := wal.SearchForEndHeight(0, &cmt.WALSearchOptions{IgnoreDataCorruptionErrors: false})
-	if err != nil || !found {
-		return fmt.Errorf("%w: its log has no beginning (%v)", ErrSpent, err)
+	if !endsHeight(wal, onlyHeight-1) || endsHeight(wal, onlyHeight) {
+		return fmt.Errorf("%w: its log does not fit its votes", ErrSpent)
 	}
-	return rd.Close()
+	return nil
 }
 
+// endsHeight says whether the log marks the end of height. A torn tail, which a
+// kill leaves, marks nothing.
+func endsHeight(wal *cmt.BaseWAL, height int64) bool {
+	rd, found, err := wal.SearchForEndHeight(height, &cmt.WALSearchOptions{})
+	if err != nil || !found {
+		return false
+	}
+	rd.Close()
+	return true
+}
+
+// create makes the journal anew. The instance goes first and comes last, so
+// that a journal half wiped or half made counts as none.
 func (j *journal) create(inst [32]byte) error {
+	if err := os.RemoveAll(j.path("instance")); err != nil {
+		return err
+	}
 	if err := os.RemoveAll(j.dir); err != nil {
 		return err
 	}
