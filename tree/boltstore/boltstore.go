@@ -1,11 +1,35 @@
-// Package boltstore is the home of a tree on disk: plain sorted rows and the
-// digests of their chunks in one bbolt file.
+// Package boltstore is the home of a tree on disk: plain sorted rows, and the
+// digests of their chunks, in one bbolt file that is its own only copy.
+//
+// What is read may have been damaged since it was written. So every read runs
+// guarded, checks the order of what it sees, and comes back as ErrDamaged, not
+// as a panic; Prove and ProveRange check their own proofs against the stored
+// root. Only a root known from elsewhere tells whether the file as a whole is
+// the right one: compare Root with it, or Audit.
+//
+// The file, in buckets:
+//
+//	meta      "state" -> "bonafide/boltstore/v1\n" || be64 count || be32 levels || root
+//	leaves    name -> value
+//	chunks/L  0x00, or 0x01 || first name -> digest of that chunk of level L
+//
+// 0x00 is the first chunk of a level, whatever its first name. As names are
+// only ever added, chunks only ever split, and no row is ever deleted.
 package boltstore
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
-	"iter"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/bonafide-archive/bonafide/tree"
 )
@@ -15,38 +39,288 @@ var (
 	ErrDamaged = errors.New("tree file is damaged")
 	// ErrBound says that a name already has another value.
 	ErrBound = errors.New("name is bound to another value")
+	// ErrBusy says that another process, or another Store, has the file open.
+	ErrBusy = errors.New("tree file is in use")
+	// ErrRoot says that what was built has another root than was wanted.
+	ErrRoot = errors.New("tree has another root")
 )
 
 // Options say how to open a file.
-type Options struct{ ReadOnly bool }
-
-// Store is an open file.
-type Store struct{}
-
-// Damage is a range of names, from <= name < to (nil: no bound), that is not what the root wants.
-type Damage struct {
-	From, To []byte
-	Level    int
-	Reason   string
+type Options struct {
+	ReadOnly bool          // many may read one file; only one may write, and then alone
+	Wait     time.Duration // how long to wait for others to close it; 0 is one second
 }
 
-func Open(path string, o Options) (*Store, error)                            { panic("soon") }
-func (s *Store) Close() error                                                { panic("soon") }
-func (s *Store) Root() (tree.Hash, error)                                    { panic("soon") }
-func (s *Store) Count() (uint64, error)                                      { panic("soon") }
-func (s *Store) Get(name []byte) (val []byte, ok bool, err error)            { panic("soon") }
-func (s *Store) Prove(name []byte) (tree.Proof, error)                       { panic("soon") }
-func (s *Store) ProveRange(from, to []byte, limit int) (tree.Proof, error)   { panic("soon") }
-func (s *Store) Audit(ctx context.Context, want tree.Hash) ([]Damage, error) { panic("soon") }
-func (s *Store) Apply(ctx context.Context, pairs []tree.Pair) (root tree.Hash, count uint64, err error) {
-	panic("soon")
+const (
+	addressSpace = 64 << 30 // reserved for growth, so that a writer need not wait for readers
+	growStep     = 1 << 20
+	maxLevels    = 44 // a digest has at most 256 trailing zero bits
+	format       = "bonafide/boltstore/v1\n"
+	sortedFill   = 0.9
+)
+
+var (
+	metaBucket   = []byte("meta")
+	leavesBucket = []byte("leaves")
+	stateKey     = []byte("state")
+)
+
+// Store is an open file. All methods may be called concurrently; Apply calls
+// wait for one another.
+type Store struct {
+	db     *bolt.DB
+	file   *os.File    // the same file as in db
+	broken atomic.Bool // a write ended in a panic: db is not to be written or closed again
 }
+
+// Open opens the tree at path, which it makes, empty, if there is none and
+// the options do not forbid it. It believes nothing it reads; see Audit.
+func Open(path string, o Options) (*Store, error) {
+	s := &Store{}
+	err := guard(func() (err error) {
+		s.db, err = bolt.Open(path, 0o600, s.boltOptions(o))
+		return openError(err)
+	})
+	if err == nil && !o.ReadOnly {
+		s.db.AllocSize = growStep
+		err = s.prepare()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open tree %s: %w", path, err), s.abandon())
+	}
+	return s, nil
+}
+
+func (s *Store) boltOptions(o Options) *bolt.Options {
+	b := &bolt.Options{ReadOnly: o.ReadOnly, Timeout: o.Wait, NoStatistics: true}
+	b.OpenFile = func(name string, flag int, mode os.FileMode) (f *os.File, err error) {
+		f, err = os.OpenFile(name, flag, mode)
+		s.file = f
+		return f, err
+	}
+	if o.Wait == 0 {
+		b.Timeout = time.Second
+	}
+	if !o.ReadOnly {
+		b.InitialMmapSize = addressSpace
+	}
+	return b
+}
+
+// openError sorts out what bbolt says about a file it does not open.
+func openError(err error) error {
+	var pathErr *os.PathError
+	var sysErr *os.SyscallError
+	switch {
+	case err == nil, errors.As(err, &pathErr), errors.As(err, &sysErr):
+		return err
+	case errors.Is(err, berrors.ErrTimeout):
+		return ErrBusy
+	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
+}
+
+// prepare makes the buckets of a new file.
+func (s *Store) prepare() error {
+	fresh := false
+	err := s.view(func(tx *bolt.Tx) error {
+		k, _ := tx.Cursor().First()
+		fresh = k == nil
+		return nil
+	})
+	if err != nil || !fresh {
+		return err
+	}
+	return s.update(func(tx *bolt.Tx) error { return create(tx) })
+}
+
+func create(tx *bolt.Tx) error {
+	if _, err := tx.CreateBucketIfNotExists(leavesBucket); err != nil {
+		return err
+	}
+	return putState(tx, state{root: tree.EmptyRoot()})
+}
+
+// Close releases the file. It waits for what is under way.
+func (s *Store) Close() error {
+	if s.broken.Load() {
+		return s.abandon()
+	}
+	return s.db.Close()
+}
+
+// abandon gives up the file and its lock without touching what is mapped.
+func (s *Store) abandon() error {
+	if s.file == nil {
+		return nil
+	}
+	if err := s.file.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// guard runs fn and turns a panic or a fault, which is how bbolt meets damage,
+// into ErrDamaged. Nothing that is mapped may be touched outside.
+func guard(fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w: %v", ErrDamaged, r)
+		}
+	}()
+	return fn()
+}
+
+// view runs fn, guarded, in a read transaction.
+func (s *Store) view(fn func(*bolt.Tx) error) error {
+	return guard(func() error { return s.db.View(fn) })
+}
+
+// update runs fn, guarded, in a write transaction, and commits unless fn
+// returns an error. After a panic the Store is not written again.
+func (s *Store) update(fn func(*bolt.Tx) error) error {
+	if s.broken.Load() {
+		return fmt.Errorf("%w: an earlier write found it so", ErrDamaged)
+	}
+	done := false
+	err := guard(func() error {
+		tx, err := s.db.Begin(true)
+		if err == nil {
+			err = commit(tx, fn(tx))
+		}
+		done = true
+		return err
+	})
+	if !done {
+		s.broken.Store(true)
+	}
+	return err
+}
+
+func commit(tx *bolt.Tx, err error) error {
+	if err == nil {
+		return tx.Commit()
+	}
+	return errors.Join(err, tx.Rollback())
+}
+
+// state is what the file says of itself.
+type state struct {
+	count  uint64
+	levels int
+	root   tree.Hash
+}
+
+func putState(tx *bolt.Tx, st state) error {
+	meta, err := tx.CreateBucketIfNotExists(metaBucket)
+	if err != nil {
+		return err
+	}
+	b := binary.BigEndian.AppendUint64([]byte(format), st.count)
+	b = binary.BigEndian.AppendUint32(b, uint32(st.levels))
+	return meta.Put(stateKey, append(b, st.root[:]...))
+}
+
+func getState(tx *bolt.Tx) (st state, err error) {
+	meta := tx.Bucket(metaBucket)
+	if meta == nil {
+		return st, fmt.Errorf("%w: no state", ErrDamaged)
+	}
+	b := meta.Get(stateKey)
+	if len(b) != len(format)+44 || string(b[:len(format)]) != format {
+		return st, fmt.Errorf("%w: unknown state", ErrDamaged)
+	}
+	b = b[len(format):]
+	levels := binary.BigEndian.Uint32(b[8:])
+	st = state{count: binary.BigEndian.Uint64(b), levels: int(levels), root: tree.Hash(b[12:])}
+	if levels > maxLevels || (levels == 0) != (st.count == 0) {
+		return st, fmt.Errorf("%w: %d names on %d levels", ErrDamaged, st.count, levels)
+	}
+	return st, nil
+}
+
+func (s *Store) state() (st state, err error) {
+	err = s.view(func(tx *bolt.Tx) (err error) {
+		st, err = getState(tx)
+		return err
+	})
+	return st, err
+}
+
+// Root is the root as stored: a claim, until Audit or Rehash.
+func (s *Store) Root() (tree.Hash, error) {
+	st, err := s.state()
+	return st.root, err
+}
+
+// Count is the number of pairs as stored: a claim, until Audit or Rehash.
+func (s *Store) Count() (uint64, error) {
+	st, err := s.state()
+	return st.count, err
+}
+
+// Get returns the value of name as stored. It proves nothing, not even that
+// there is no such name.
+func (s *Store) Get(name []byte) (val []byte, ok bool, err error) {
+	err = s.view(func(tx *bolt.Tx) error {
+		r, err := newReader(tx)
+		if err != nil {
+			return err
+		}
+		v := r.leaves.Get(name)
+		val, ok = append([]byte{}, v...), v != nil
+		return nil
+	})
+	if err != nil || !ok {
+		return nil, false, err
+	}
+	return val, true, nil
+}
+
+// Walk calls fn for each pair from name `from` on, in order, as of one moment.
+// name and val are fn's to keep. It stops at the first error, and returns
+// ErrDamaged where the file cannot be read on. It proves nothing. fn must not
+// call Apply or Close.
 func (s *Store) Walk(ctx context.Context, from []byte, fn func(name, val []byte) error) error {
-	panic("soon")
+	var tx *bolt.Tx
+	err := guard(func() (err error) {
+		tx, err = s.db.Begin(false)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	for b := (block{from: from}); !b.last; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		damage := guard(func() error { return b.read(tx) })
+		if err := b.each(fn); err != nil {
+			return err
+		}
+		if damage != nil {
+			return damage
+		}
+	}
+	return nil
 }
+
+// Rehash computes root and count from the pairs alone, or from those that
+// keep wants; it believes no stored digest.
 func (s *Store) Rehash(ctx context.Context, keep func(name, val []byte) bool) (tree.Hash, uint64, error) {
-	panic("soon")
+	h := tree.NewHasher()
+	err := s.Walk(ctx, nil, func(name, val []byte) error {
+		if keep != nil && !keep(name, val) {
+			return nil
+		}
+		return h.Add(name, val)
+	})
+	if err != nil {
+		return tree.Hash{}, 0, err
+	}
+	return h.Root(), h.Count(), nil
 }
-func Build(ctx context.Context, path string, pairs iter.Seq2[tree.Pair, error], want *tree.Hash) (tree.Hash, uint64, error) {
-	panic("soon")
-}
+
+func chunksBucket(l int) []byte { return []byte("chunks/" + strconv.Itoa(l)) }
