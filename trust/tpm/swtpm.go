@@ -31,7 +31,7 @@ const (
 	commandInit = 2 // CMD_INIT of swtpm's control channel: pull the power and give it back
 
 	startLimit = 10 * time.Second // for a new swtpm to answer
-	cycleLimit = 5 * time.Second  // for a running one, before it is replaced
+	cycleLimit = 2 * time.Second  // for a running one, before it is replaced
 	stopLimit  = time.Second      // for it to end by itself
 )
 
@@ -42,8 +42,9 @@ type Swtpm struct {
 	state, run *os.File // directories
 	target     Target
 
-	mu    sync.Mutex // guards child
-	child *child
+	mu      sync.Mutex // guards child and stopped
+	child   *child
+	stopped bool
 }
 
 // A child is one run of the program.
@@ -89,12 +90,25 @@ func openDir(name string) (*os.File, error) {
 // Target returns where to Open the device. It stays the same over power cycles.
 func (s *Swtpm) Target() Target { return s.target }
 
+// Pid returns the child's process ID, or 0 if it has ended.
+func (s *Swtpm) Pid() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.child == nil || s.child.ended() {
+		return 0
+	}
+	return s.child.process.Pid
+}
+
 // PowerCycle is a device reset: an orderly shutdown if the TPM still listens,
 // power off and on, and what firmware does at a boot. A child that does not
 // obey, or has died, is replaced.
 func (s *Swtpm) PowerCycle(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.stopped {
+		return fmt.Errorf("power-cycle swtpm: %w", os.ErrClosed)
+	}
 	s.shutdown(ctx)
 	if s.cycle(ctx) == nil {
 		return nil
@@ -118,10 +132,14 @@ func (s *Swtpm) cycle(ctx context.Context) error {
 }
 
 // Stop ends the child, orderly if it can be done in a second, and returns when
-// it is gone.
+// it is gone. It is idempotent.
 func (s *Swtpm) Stop() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.stopped {
+		return nil
+	}
+	s.stopped = true
 	s.shutdown(context.Background())
 	s.kill()
 	return errors.Join(s.state.Close(), s.run.Close())

@@ -1,0 +1,52 @@
+package tpm
+
+import (
+	"context"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+// Raw runs f on a connection of an attacker's own: it can send any command.
+func Raw(ctx context.Context, t Target, f func(transport.TPM) error) error {
+	l, err := newLine(t)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	return l.do(ctx, f)
+}
+
+// Name returns an index's name as the TPM shows it.
+func Name(c transport.TPM, h tpm2.TPMHandle) (tpm2.TPM2BName, error) {
+	x, err := lookIndex(c, h)
+	return x.name, err
+}
+
+// PolicyFor is the session that writes index h in update mode.
+func PolicyFor(h tpm2.TPMHandle) tpm2.Session {
+	p, err := newPolicy(writer(h))
+	if err != nil {
+		panic(err)
+	}
+	return p.session(writer(h))
+}
+
+// Suspend takes the power away after Shutdown(STATE) and starts up again with
+// startup.
+func (s *Swtpm) Suspend(ctx context.Context, startup tpm2.TPMSU) error {
+	err := s.direct(ctx, func(c transport.TPM) error {
+		_, err := tpm2.Shutdown{ShutdownType: tpm2.TPMSUState}.Execute(c)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.control(ctx, commandInit, 0); err != nil {
+		return err
+	}
+	return s.direct(ctx, func(c transport.TPM) error {
+		_, err := tpm2.Startup{StartupType: startup}.Execute(c)
+		return err
+	})
+}
