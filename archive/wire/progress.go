@@ -14,9 +14,9 @@ var ErrSlow = errors.New("no progress")
 // stride is how many bytes count as progress.
 const stride = 64 << 10
 
-// watchdog cancels a transfer that does not advance by a stride within each
+// progress cancels a transfer that does not advance by a stride within each
 // timeout.
-type watchdog struct {
+type progress struct {
 	timeout time.Duration
 	cancel  context.CancelCauseFunc
 	ctx     context.Context
@@ -26,15 +26,15 @@ type watchdog struct {
 	since int // bytes since the timer was set
 }
 
-func watch(ctx context.Context, timeout time.Duration) (context.Context, *watchdog) {
+func watch(ctx context.Context, timeout time.Duration) (context.Context, *progress) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	w := &watchdog{timeout: timeout, cancel: cancel, ctx: ctx}
+	w := &progress{timeout: timeout, cancel: cancel, ctx: ctx}
 	w.timer = time.AfterFunc(timeout, func() { cancel(ErrSlow) })
 	return ctx, w
 }
 
 // moved counts n more bytes.
-func (w *watchdog) moved(n int, ended bool) {
+func (w *progress) moved(n int, ended bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.since += n; w.since >= stride || ended {
@@ -43,8 +43,8 @@ func (w *watchdog) moved(n int, ended bool) {
 	}
 }
 
-// end stops the watchdog and returns err, or why it cancelled.
-func (w *watchdog) end(err error) error {
+// end stops the watch and returns err, or why it cancelled.
+func (w *progress) end(err error) error {
 	w.timer.Stop()
 	if err != nil && errors.Is(context.Cause(w.ctx), ErrSlow) {
 		err = ErrSlow
@@ -53,10 +53,10 @@ func (w *watchdog) end(err error) error {
 	return err
 }
 
-// watchedReader tells the watchdog of every byte read.
+// watchedReader tells the watch of every byte read.
 type watchedReader struct {
 	r io.Reader
-	w *watchdog
+	w *progress
 }
 
 func (r *watchedReader) Read(p []byte) (int, error) {
@@ -68,7 +68,7 @@ func (r *watchedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// watchedBody is a watched download; closing it ends the watchdog.
+// watchedBody is a watched download; closing it ends the watch.
 type watchedBody struct {
 	watchedReader
 	body io.Closer

@@ -1,0 +1,431 @@
+package replica
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/bonafide-archive/bonafide/archive"
+)
+
+var (
+	submissionsBucket = []byte("submissions") // submission digest -> submission
+	uploadsBucket     = []byte("uploads")     // content digest -> upload
+)
+
+// ErrQuota says that a writer has as much waiting as the roster gives him.
+var ErrQuota = errors.New("over quota")
+
+// Stats counts what waits for the next update phase.
+type Stats struct {
+	Names uint64
+	Bytes uint64
+}
+
+// Pending is the buffer of submissions that wait for the next update phase.
+// What it acknowledges is on the disk. It knows too which contents were
+// uploaded and are not bound yet. Its methods may be called concurrently.
+type Pending struct {
+	db *bbolt.DB
+
+	commit sync.Mutex // held by the one who writes for all that queue
+
+	mu      sync.Mutex // guards all below
+	queue   []*put
+	held    map[archive.Digest]bool // submissions
+	writers map[archive.KeyID]Stats // of their submissions
+	stored  map[archive.KeyID]uint64
+	names   map[archive.Name]int // submissions that want it
+	total   Stats
+}
+
+// put is a submission on its way to the disk.
+type put struct {
+	sub archive.Submission
+	err error
+}
+
+// upload is what is known of a content that came by PUT.
+type upload struct {
+	writer archive.KeyID
+	size   uint64
+	blocks archive.Digest
+	at     int64 // unix seconds
+}
+
+// openPending opens the buffer at path. A damaged one is set aside, and what
+// can be read of it is kept.
+func openPending(path string) (*Pending, error) {
+	p, err := tryPending(path)
+	if !errors.Is(err, ErrDamaged) {
+		return p, err
+	}
+	aside := path + ".damaged"
+	if err := os.Rename(path, aside); err != nil {
+		return nil, err
+	}
+	if p, err = tryPending(path); err != nil {
+		return nil, err
+	}
+	return p, p.salvage(aside)
+}
+
+func tryPending(path string) (*Pending, error) {
+	var db *bbolt.DB
+	err := guard(func() (err error) {
+		db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 2 * time.Second, InitialMmapSize: 64 << 20})
+		return err
+	})
+	var pe *fs.PathError
+	switch {
+	case errors.Is(err, bbolt.ErrTimeout), errors.As(err, &pe):
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	p := &Pending{db: db}
+	if err := guard(p.load); err != nil {
+		closeGuarded(db)
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return p, nil
+}
+
+// closeGuarded closes a file that may be damaged.
+func closeGuarded(db *bbolt.DB) error { return guard(db.Close) }
+
+// load makes the buckets, and the counts from the rows.
+func (p *Pending) load() error {
+	p.held = make(map[archive.Digest]bool)
+	p.writers = make(map[archive.KeyID]Stats)
+	p.stored = make(map[archive.KeyID]uint64)
+	p.names = make(map[archive.Name]int)
+	err := p.db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range [][]byte{submissionsBucket, uploadsBucket} {
+			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := p.Each(func(s archive.Submission) error { p.count(s, 1); return nil }); err != nil {
+		return err
+	}
+	return p.eachUpload(func(_ archive.Digest, u upload) error { p.stored[u.writer] += u.size; return nil })
+}
+
+// salvage puts what can be read of a damaged buffer, read-only, into p. Rows
+// vouch for themselves: the key is the digest.
+func (p *Pending) salvage(path string) error {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 2 * time.Second, ReadOnly: true})
+	if err != nil {
+		return nil // nothing can be read
+	}
+	defer closeGuarded(db)
+	var all []archive.Submission
+	guard(func() error {
+		return (&Pending{db: db}).Each(func(s archive.Submission) error { all = append(all, s); return nil })
+	})
+	for _, s := range all {
+		if err := p.Put(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Pending) close() error { return closeGuarded(p.db) }
+
+// count adds a submission to the counts, or takes it off with sign -1.
+func (p *Pending) count(s archive.Submission, sign int) {
+	n, size := uint64(len(s.Bindings))*uint64(sign), s.Size()*uint64(sign)
+	w := p.writers[s.Writer]
+	p.writers[s.Writer] = Stats{w.Names + n, w.Bytes + size}
+	p.total = Stats{p.total.Names + n, p.total.Bytes + size}
+	for _, b := range s.Bindings {
+		if p.names[b.Name] += sign; p.names[b.Name] == 0 {
+			delete(p.names, b.Name)
+		}
+	}
+	if sign > 0 {
+		p.held[s.Digest()] = true
+		return
+	}
+	delete(p.held, s.Digest())
+}
+
+// Put buffers a submission; it is on the disk when Put returns. Submissions
+// that come together share an fsync. One that is there already changes nothing.
+func (p *Pending) Put(s archive.Submission) error { return p.admit(s, nil) }
+
+// Admit is Put within the quota of the writer w, or ErrQuota.
+func (p *Pending) Admit(s archive.Submission, w archive.Writer) error {
+	return p.admit(s, func(have Stats) error {
+		n, size := uint64(len(s.Bindings)), s.Size()
+		if have.Names+n > w.Names || have.Bytes+size > w.Bytes || have.Bytes+size < size {
+			return fmt.Errorf("%w: %d names and %d bytes pending, %d and %d more, allowed %d and %d",
+				ErrQuota, have.Names, have.Bytes, n, size, w.Names, w.Bytes)
+		}
+		return nil
+	})
+}
+
+func (p *Pending) admit(s archive.Submission, allowed func(Stats) error) error {
+	x := &put{sub: s}
+	known, err := p.enqueue(x, allowed)
+	if err != nil {
+		return err
+	}
+	p.commit.Lock()
+	defer p.commit.Unlock()
+	p.flush()
+	if known { // whoever brought it first has written it, or failed to
+		return p.have(s.Digest())
+	}
+	return x.err
+}
+
+// enqueue counts the submission, so that quotas hold among concurrent ones, and
+// queues it for the disk. It reports whether the submission was there already.
+func (p *Pending) enqueue(x *put, allowed func(Stats) error) (known bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held[x.sub.Digest()] {
+		return true, nil
+	}
+	if allowed != nil {
+		if err := allowed(p.writers[x.sub.Writer]); err != nil {
+			return false, err
+		}
+	}
+	p.count(x.sub, 1)
+	p.queue = append(p.queue, x)
+	return false, nil
+}
+
+func (p *Pending) have(d archive.Digest) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.held[d] {
+		return errors.New("pending: write failed")
+	}
+	return nil
+}
+
+// flush writes all that is queued in one transaction. The caller holds commit.
+func (p *Pending) flush() {
+	p.mu.Lock()
+	batch := p.queue
+	p.queue = nil
+	p.mu.Unlock()
+	if len(batch) == 0 {
+		return
+	}
+	err := p.update(func(tx *bbolt.Tx) error {
+		for _, x := range batch {
+			d := x.sub.Digest()
+			if err := tx.Bucket(submissionsBucket).Put(d[:], x.sub.Bytes()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, x := range batch {
+		x.err = err
+		p.count(x.sub, -1)
+	}
+}
+
+func (p *Pending) update(f func(*bbolt.Tx) error) error {
+	return full(guard(func() error { return p.db.Update(f) }))
+}
+
+// Each calls fn with every submission, in the order of their digests. Rows that
+// are not what their digest says are left out.
+func (p *Pending) Each(fn func(archive.Submission) error) error {
+	return p.each(submissionsBucket, func(d archive.Digest, v []byte) error {
+		if archive.DigestOf(v) != d {
+			return nil
+		}
+		s, err := archive.ParseSubmission(v)
+		if err != nil {
+			return nil
+		}
+		return fn(s)
+	})
+}
+
+func (p *Pending) each(bucket []byte, fn func(archive.Digest, []byte) error) error {
+	return guard(func() error {
+		return p.db.View(func(tx *bbolt.Tx) error {
+			b := tx.Bucket(bucket)
+			if b == nil {
+				return ErrDamaged
+			}
+			return b.ForEach(func(k, v []byte) error {
+				if len(k) != len(archive.Digest{}) {
+					return nil
+				}
+				return fn(archive.Digest(k), append([]byte(nil), v...))
+			})
+		})
+	})
+}
+
+// Drop takes submissions off the buffer.
+func (p *Pending) Drop(digests []archive.Digest) error {
+	gone := make([]archive.Submission, 0, len(digests))
+	err := p.update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(submissionsBucket)
+		for _, d := range digests {
+			s, err := archive.ParseSubmission(b.Get(d[:]))
+			if err := b.Delete(d[:]); err != nil {
+				return err
+			}
+			if err == nil {
+				gone = append(gone, s)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("drop from pending: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range gone {
+		if p.held[s.Digest()] {
+			p.count(s, -1)
+		}
+	}
+	return nil
+}
+
+// Stats returns what waits from one writer.
+func (p *Pending) Stats(writer archive.KeyID) Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.writers[writer]
+}
+
+// Total returns what waits from all writers.
+func (p *Pending) Total() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.total
+}
+
+// Wants reports whether some submission asks for the name.
+func (p *Pending) Wants(n archive.Name) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.names[n] > 0
+}
+
+// reserveUpload charges a writer for a content that is about to come. release
+// takes the charge back.
+func (p *Pending) reserveUpload(w archive.Writer, id archive.KeyID, size uint64) (release func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if have := p.stored[id]; have+size > w.Bytes || have+size < size {
+		return nil, fmt.Errorf("%w: %d bytes stored and not bound, %d more, allowed %d", ErrQuota, have, size, w.Bytes)
+	}
+	p.stored[id] += size
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.stored[id] -= size
+	}, nil
+}
+
+// putUpload remembers a content that has come, charged already. It reports
+// false if another upload of it was first.
+func (p *Pending) putUpload(d archive.Digest, u upload) (first bool, err error) {
+	p.commit.Lock()
+	defer p.commit.Unlock()
+	err = p.update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(uploadsBucket)
+		if first = b.Get(d[:]) == nil; !first {
+			return nil
+		}
+		return b.Put(d[:], u.bytes())
+	})
+	return first, err
+}
+
+// upload returns what is known of an uploaded content.
+func (p *Pending) upload(d archive.Digest) (u upload, ok bool) {
+	guard(func() error {
+		return p.db.View(func(tx *bbolt.Tx) error {
+			u, ok = parseUpload(tx.Bucket(uploadsBucket).Get(d[:]))
+			return nil
+		})
+	})
+	return u, ok
+}
+
+func (p *Pending) eachUpload(fn func(archive.Digest, upload) error) error {
+	return p.each(uploadsBucket, func(d archive.Digest, v []byte) error {
+		u, ok := parseUpload(v)
+		if !ok {
+			return nil
+		}
+		return fn(d, u)
+	})
+}
+
+// dropUploads forgets contents that are bound, or gone.
+func (p *Pending) dropUploads(all map[archive.Digest]upload) error {
+	err := p.update(func(tx *bbolt.Tx) error {
+		for d := range all {
+			if err := tx.Bucket(uploadsBucket).Delete(d[:]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("drop uploads: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, u := range all {
+		p.stored[u.writer] -= u.size
+	}
+	return nil
+}
+
+const uploadRow = 32 + 8 + 32 + 8
+
+// bytes returns writer || be64 size || block root || be64 time.
+func (u upload) bytes() []byte {
+	b := append(make([]byte, 0, uploadRow), u.writer[:]...)
+	b = binary.BigEndian.AppendUint64(b, u.size)
+	b = append(b, u.blocks[:]...)
+	return binary.BigEndian.AppendUint64(b, uint64(u.at))
+}
+
+func parseUpload(b []byte) (u upload, ok bool) {
+	if len(b) != uploadRow {
+		return upload{}, false
+	}
+	copy(u.writer[:], b)
+	u.size = binary.BigEndian.Uint64(b[32:])
+	copy(u.blocks[:], b[40:])
+	u.at = int64(binary.BigEndian.Uint64(b[72:]))
+	return u, true
+}
