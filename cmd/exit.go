@@ -1,0 +1,115 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/bonafide-archive/bonafide/archive"
+)
+
+// Exit statuses.
+const (
+	exitDone        = 0
+	exitFailure     = 1
+	exitUsage       = 2
+	exitPartial     = 3
+	exitAbsent      = 4
+	exitIntegrity   = 5
+	exitUnavailable = 6
+	exitStale       = 7
+	exitConflict    = 8
+	exitDenied      = 9
+	exitLocked      = 11
+	exitInterrupted = 130
+)
+
+// exitTable is what every help and manual page says of them.
+var exitTable = []struct {
+	status  int
+	meaning string
+}{
+	{exitDone, "done"},
+	{exitFailure, "other failure (I/O)"},
+	{exitUsage, "usage, bad name, bad configuration"},
+	{exitPartial, "partial: some of several items failed"},
+	{exitAbsent, "proven absent"},
+	{exitIntegrity, "integrity: proof, digest or receipt wrong"},
+	{exitUnavailable, "unavailable: no quorum, or update phase in progress (retry)"},
+	{exitStale, "stale or rolled back: replicas are behind what is known"},
+	{exitConflict, "conflict: name bound to other content"},
+	{exitDenied, "denied or over quota"},
+	{exitLocked, "data directory locked by another process"},
+	{exitInterrupted, "interrupted"},
+}
+
+// exitHelp is the table as a block of text, indented so that it stays one in a
+// manual page.
+func exitHelp() string {
+	var b strings.Builder
+	b.WriteString("Exit status:\n\n")
+	for _, e := range exitTable {
+		fmt.Fprintf(&b, "    %3d  %s\n", e.status, e.meaning)
+	}
+	return strings.TrimRight(b.String(), "\n")
+}
+
+// statusError gives an error its exit status, where the error alone does not
+// say it.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string { return e.err.Error() }
+func (e *statusError) Unwrap() error { return e.err }
+
+func withStatus(status int, err error) error { return &statusError{status, err} }
+
+func usagef(format string, args ...any) error {
+	return withStatus(exitUsage, fmt.Errorf(format, args...))
+}
+
+// hintError carries what to do next.
+type hintError struct {
+	err  error
+	hint string
+}
+
+func (e *hintError) Error() string { return e.err.Error() }
+func (e *hintError) Unwrap() error { return e.err }
+
+func withHint(err error, format string, args ...any) error {
+	return &hintError{err, fmt.Sprintf(format, args...)}
+}
+
+// exitStatus maps an error to the exit status, which is the first in this list
+// that fits.
+func exitStatus(err error) int {
+	var with *statusError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &with):
+		return with.status
+	case errors.Is(err, context.Canceled):
+		return exitInterrupted
+	case errors.Is(err, archive.ErrName), errors.Is(err, archive.ErrRoster):
+		return exitUsage
+	case errors.Is(err, archive.ErrIntegrity), errors.Is(err, archive.ErrFormat):
+		return exitIntegrity
+	case errors.Is(err, archive.ErrNotWriter):
+		return exitDenied
+	}
+	return exitFailure
+}
+
+// hintOf returns the hint that err carries.
+func hintOf(err error) string {
+	var h *hintError
+	if errors.As(err, &h) {
+		return h.hint
+	}
+	return ""
+}

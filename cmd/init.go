@@ -1,0 +1,262 @@
+package cmd
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bonafide-archive/bonafide/archive"
+)
+
+// Quotas of a writer that init or a trial makes.
+const (
+	writerNames = 100_000
+	writerBytes = 64 << 30
+)
+
+func (a *app) initCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "init",
+		Short: "Make a replica, a writer or an archive",
+		Long: `Make the parts of an archive on several machines.
+
+On each machine, bonafide init replica provisions the trusted device and the
+keys and prints the replica's entry. Each writer makes a key with bonafide init
+writer and passes on its public line. From these, bonafide init archive makes
+the roster, which every replica and every client needs, and which they must get
+by a way they trust: its digest is the archive's ID.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(a.initReplicaCommand(), a.initWriterCommand(), a.initArchiveCommand())
+	return c
+}
+
+func (a *app) initReplicaCommand() *cobra.Command {
+	var dir, address, agreement, mas string
+	var id uint32
+	c := &cobra.Command{
+		Use:   "replica --dir DIR --id N --address HOST:PORT",
+		Short: "Provision a replica and print its roster entry",
+		Long: `Provision the trusted device and the service key of one replica in a directory
+and print its entry for the roster. In that directory, losing store/ whole is
+repairable; losing mas/ is losing the device.
+
+The MAS is software (a file: for trials, protects from nobody who can write it),
+swtpm (a software TPM: the real backend, no real protection) or tpm (the TPM of
+this machine, whose owner authorisation is set at random and thrown away).
+A TPM wears out: with an update phase every hour in about three years, every
+six hours in seventeen.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.initReplica(c.Context(), dir, id, mas, address, agreement)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&dir, "dir", "", "`directory` of the replica")
+	f.Uint32Var(&id, "id", 0, "the replica's `number` in the roster, 1 or more")
+	f.StringVar(&address, "address", "", "`HOST:PORT` of the service")
+	f.StringVar(&agreement, "agreement", "", "`HOST:PORT` of the agreement engine (default: the next port)")
+	f.StringVar(&mas, "mas", masSoftware, "`kind` of trusted device: software, swtpm or tpm")
+	require(c, "dir", "id", "address")
+	return c
+}
+
+func (a *app) initReplica(ctx context.Context, dir string, id uint32, mas, address, agreement string) error {
+	if err := checkMAS(mas); err != nil {
+		return err
+	}
+	if agreement == "" {
+		next, err := nextPort(address, 1)
+		if err != nil {
+			return err
+		}
+		agreement = next
+	}
+	entry, err := newMember(ctx, dir, id, mas, address, agreement)
+	if err != nil {
+		return err
+	}
+	a.say("replica %d is in %s; its entry is kept in %s", id, quote(dir), quote(filepath.Join(dir, entryFile)))
+	return a.printJSON(entry)
+}
+
+// printJSON prints a value that other commands read.
+func (a *app) printJSON(v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	return a.line(a.out, string(b))
+}
+
+func (a *app) initWriterCommand() *cobra.Command {
+	var key string
+	c := &cobra.Command{
+		Use:   "writer",
+		Short: "Make a writer's key and print its public line",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return a.initWriter(key)
+		},
+	}
+	c.Flags().StringVar(&key, "key", "", "`file` of the new private key (default $XDG_CONFIG_HOME/bonafide/writer.key)")
+	return c
+}
+
+func (a *app) initWriter(name string) error {
+	if name == "" {
+		name = filepath.Join(configHome(), "writer.key")
+	}
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return err
+	}
+	key, err := newKey(name, rand.Reader)
+	if errors.Is(err, fs.ErrExist) {
+		return withHint(withStatus(exitUsage, err), "--key FILE makes another")
+	}
+	if err != nil {
+		return err
+	}
+	pub := archive.PublicKey(publicOf(key))
+	a.say("the private key is in %s", quote(name))
+	return a.result(struct {
+		Type string            `json:"message_type"`
+		Key  archive.PublicKey `json:"key"`
+		File string            `json:"file"`
+	}{"writer", pub, name}, "%s", pub)
+}
+
+// newArchive is what init archive is asked for.
+type newArchive struct {
+	name, schedule    string
+	replicas, writers []string
+	operators         []string
+}
+
+func (a *app) initArchiveCommand() *cobra.Command {
+	var n newArchive
+	c := &cobra.Command{
+		Use:   "archive --name NAME --replica ENTRY-FILE... --writer PUB[=PREFIX]...",
+		Short: "Make an archive's roster and print it",
+		Long: `Make the first roster of an archive from the entries of its replicas and the
+public lines of its writers, and print it. Its SHA-256 is the archive's ID.
+There are 3f+1 replicas: 4, 7 or 10, up to 31. A writer may be bound to names
+that begin with a prefix; given several times, to several.`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return a.initArchive(n, time.Now()) },
+	}
+	f := c.Flags()
+	f.StringVar(&n.name, "name", "", "`name` of the archive")
+	f.StringVar(&n.schedule, "schedule", "0 */6 * * *", "`when` update phases begin: cron in UTC, or @every D")
+	f.StringArrayVar(&n.replicas, "replica", nil, "`file` with a replica's entry; repeat")
+	f.StringArrayVar(&n.writers, "writer", nil, "a writer's public `line`, and the prefix it is bound to; repeat")
+	f.StringArrayVar(&n.operators, "operator", nil, "an operator's public `line`; repeat")
+	require(c, "name", "replica", "writer")
+	return c
+}
+
+func (a *app) initArchive(n newArchive, now time.Time) error {
+	r, err := n.roster(now)
+	if err != nil {
+		return err
+	}
+	a.say("archive %s, %d replicas, %d of them may be faulty in update phases; MAS profile %s", r.ID(), r.N(), r.F, r.Profile())
+	a.say("each replica: bonafide serve --dir DIR --roster FILE")
+	_, err = a.out.Write(r.Bytes())
+	return err
+}
+
+func (n newArchive) roster(now time.Time) (*archive.Roster, error) {
+	var replicas []archive.Replica
+	for _, file := range n.replicas {
+		m, err := readEntry(file)
+		if err != nil {
+			return nil, err
+		}
+		replicas = append(replicas, m)
+	}
+	writers, err := parseWriters(n.writers)
+	if err != nil {
+		return nil, err
+	}
+	var operators []archive.PublicKey
+	for _, line := range n.operators {
+		k, err := parsePublic(line)
+		if err != nil {
+			return nil, err
+		}
+		operators = append(operators, k)
+	}
+	return archive.NewRoster(n.name, now, archive.Schedule(n.schedule), archive.DefaultLimits(), replicas, writers, operators)
+}
+
+func readEntry(file string) (archive.Replica, error) {
+	var m archive.Replica
+	b, err := readFile(file, maxSmallFile)
+	if err != nil {
+		return m, withStatus(exitUsage, fmt.Errorf("entry: %w", err))
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&m); err != nil {
+		return m, usagef("%s: not a replica's entry: %w", quote(file), err)
+	}
+	if err := m.Check(); err != nil {
+		return m, fmt.Errorf("%s: %w", quote(file), err)
+	}
+	return m, nil
+}
+
+// parseWriters reads PUB[=PREFIX]; several of one key are one writer.
+func parseWriters(lines []string) ([]archive.Writer, error) {
+	var all []archive.Writer
+	at := make(map[string]int)
+	for _, line := range lines {
+		pub, prefix, bound := strings.Cut(line, "=")
+		k, err := parsePublic(pub)
+		if err != nil {
+			return nil, err
+		}
+		i, known := at[pub]
+		if !known {
+			i, at[pub] = len(all), len(all)
+			all = append(all, newWriter(k))
+		}
+		if bound {
+			all[i].Prefixes = append(all[i].Prefixes, prefix)
+		}
+	}
+	return all, nil
+}
+
+func newWriter(k archive.PublicKey) archive.Writer {
+	return archive.Writer{Key: k, Prefixes: []string{}, Names: writerNames, Bytes: writerBytes}
+}
+
+func parsePublic(line string) (archive.PublicKey, error) {
+	var k archive.PublicKey
+	if err := k.UnmarshalText([]byte(strings.TrimSpace(line))); err != nil {
+		return nil, usagef("public key %s: %w", quote(line), err)
+	}
+	return k, nil
+}
+
+// require marks flags without which a command means nothing.
+func require(c *cobra.Command, flags ...string) {
+	for _, f := range flags {
+		if err := c.MarkFlagRequired(f); err != nil {
+			panic("cmd: require " + f)
+		}
+	}
+}

@@ -1,0 +1,147 @@
+package cmd
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"unicode"
+
+	"golang.org/x/term"
+)
+
+// printer keeps the two streams apart: results on out, commentary on err. It
+// may be used concurrently.
+type printer struct {
+	mu          sync.Mutex
+	out, err    io.Writer
+	json, quiet bool
+}
+
+func newPrinter(out, err io.Writer) *printer { return &printer{out: out, err: err} }
+
+// result prints a result: in JSON mode the message, otherwise the line. What
+// v's message_type is called must stand in v itself.
+func (p *printer) result(v any, format string, args ...any) error {
+	if p.json {
+		return p.line(p.out, encode(v))
+	}
+	return p.line(p.out, plain(fmt.Sprintf(format, args...)))
+}
+
+// message prints v in JSON mode only.
+func (p *printer) message(v any) error {
+	if !p.json {
+		return nil
+	}
+	return p.line(p.out, encode(v))
+}
+
+// say prints commentary, for people only.
+func (p *printer) say(format string, args ...any) {
+	if p.quiet || p.json {
+		return
+	}
+	for l := range strings.SplitSeq(fmt.Sprintf(format, args...), "\n") {
+		_ = p.line(p.err, plain(l))
+	}
+}
+
+// warn prints what a user must not miss.
+func (p *printer) warn(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if p.json {
+		_ = p.line(p.err, encode(struct {
+			Type    string `json:"message_type"`
+			Message string `json:"message"`
+		}{"warning", text}))
+		return
+	}
+	_ = p.line(p.err, plain("bonafide: warning: "+text))
+}
+
+// fail prints the error and its hint and returns the exit status.
+func (p *printer) fail(err error) int {
+	status := exitStatus(err)
+	if err == nil {
+		return status
+	}
+	hint := hintOf(err)
+	if p.json {
+		_ = p.line(p.err, encode(struct {
+			Type    string `json:"message_type"`
+			Status  int    `json:"status"`
+			Message string `json:"message"`
+			Hint    string `json:"hint,omitempty"`
+		}{"error", status, err.Error(), hint}))
+		return status
+	}
+	_ = p.line(p.err, plain("bonafide: "+oneLine(err.Error())))
+	if hint != "" {
+		_ = p.line(p.err, plain("bonafide: hint: "+oneLine(hint)))
+	}
+	return status
+}
+
+func (p *printer) line(w io.Writer, s string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, err := io.WriteString(w, s+"\n")
+	return err
+}
+
+func encode(v any) string {
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		panic("cmd: encode message: " + err.Error())
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// oneLine joins the lines of an error.
+func oneLine(s string) string {
+	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' }), "; ")
+}
+
+// plain returns s with everything escaped that could steer a terminal or
+// reorder what stands on it: replicas, files and other people choose parts of
+// what is printed.
+func plain(s string) string {
+	if strings.IndexFunc(s, unprintable) < 0 && strings.ToValidUTF8(s, "") == s {
+		return s
+	}
+	var b strings.Builder
+	for i, r := range s {
+		switch {
+		case r == unicode.ReplacementChar && !strings.HasPrefix(s[i:], "\uFFFD"):
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		case unprintable(r):
+			q := strconv.QuoteRuneToASCII(r)
+			b.WriteString(q[1 : len(q)-1])
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+func unprintable(r rune) bool { return r != '\t' && !unicode.IsPrint(r) }
+
+// quote returns a name or file name as it stands in a sentence.
+func quote[T ~string](s T) string {
+	if s == "" || strings.ContainsAny(string(s), " \t'\"\\") || strings.IndexFunc(string(s), unprintable) >= 0 {
+		return strconv.Quote(string(s))
+	}
+	return string(s)
+}
+
+// isTerminal reports whether a stream is a terminal.
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}

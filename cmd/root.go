@@ -1,0 +1,138 @@
+// Package cmd is the command line: it reads flags, environment and
+// configuration, runs the other packages, and turns what they return into
+// output, hints and exit statuses. It alone knows terminals, signals and where
+// files lie on a machine.
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/viper"
+)
+
+// app is one run of the program.
+type app struct {
+	*printer
+	stdin   io.Reader
+	v       *viper.Viper
+	running bool // a command has begun: what fails from here on is not its usage
+}
+
+// Execute runs one command line and returns the exit status.
+func Execute(args []string, stdin io.Reader, stdout, stderr io.Writer) (status int) {
+	a := &app{printer: newPrinter(stdout, stderr), stdin: stdin, v: viper.New()}
+	defer func() {
+		if p := recover(); p != nil {
+			status = a.fail(a.panicked(p))
+		}
+	}()
+	ctx, stop := interruptible(context.Background())
+	defer stop()
+	root := a.rootCommand()
+	root.SetArgs(args)
+	ran, err := root.ExecuteContextC(ctx)
+	return a.fail(a.explain(ctx, ran, err))
+}
+
+// panicked is what a user is told of our own mistakes.
+func (a *app) panicked(p any) error {
+	if os.Getenv("BONAFIDE_DEBUG") != "" {
+		panic(p)
+	}
+	return withHint(errors.New("internal error"),
+		"this is a bug in bonafide; BONAFIDE_DEBUG=1 shows where")
+}
+
+// explain gives the error of a command its exit status where cobra or an
+// interrupt made it.
+func (a *app) explain(ctx context.Context, ran *cobra.Command, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case !a.running && ran != nil:
+		return withHint(withStatus(exitUsage, err), "%s --help", ran.CommandPath())
+	case ctx.Err() != nil && exitStatus(err) != exitInterrupted:
+		return withStatus(exitInterrupted, fmt.Errorf("interrupted: %w", err))
+	}
+	return err
+}
+
+// interruptible returns a context that ends at SIGINT and SIGTERM. What does
+// not end soon after is ended: it may be reading from a terminal.
+func interruptible(parent context.Context) (context.Context, func()) {
+	ctx, stop := signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM)
+	gone := context.AfterFunc(ctx, func() {
+		stop() // a second signal ends the process at once
+		time.Sleep(patience)
+		os.Exit(exitInterrupted)
+	})
+	return ctx, func() { gone(); stop() }
+}
+
+// patience is how long a command may take to end after an interrupt. A server
+// stops its children, which stop their requests, in less.
+const patience = 15 * time.Second
+
+func (a *app) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "bonafide",
+		Short: "An archive whose names are bound once and for ever",
+		Long: `Bonafide keeps an archive: names, each bound to its content once and for ever.
+3f+1 replicas keep it. While they serve, none of them has to be trusted: what a
+client gets is right, or proven absent, or refused. Once in a while, in a short
+update phase, they agree on what was added.
+
+To try it: bonafide tour. To keep a trial archive on this machine: bonafide serve.`,
+		SilenceErrors: true, SilenceUsage: true,
+		Args:              cobra.NoArgs,
+		RunE:              func(c *cobra.Command, _ []string) error { return c.Help() },
+		PersistentPreRunE: a.prepare,
+	}
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	root.SetIn(a.stdin)
+	f := root.PersistentFlags()
+	f.String("config", "", "configuration `file` (default $XDG_CONFIG_HOME/bonafide/config.yaml)")
+	f.Bool("json", false, "print JSON lines, each with a message_type")
+	f.BoolP("quiet", "q", false, "print no commentary")
+	f.Duration("timeout", 10*time.Second, "how long to wait for a `duration` without progress")
+	root.AddCommand(a.commands()...)
+	root.InitDefaultCompletionCmd()
+	appendExitStatus(root)
+	return root
+}
+
+func (a *app) commands() []*cobra.Command {
+	return []*cobra.Command{
+		a.initCommand(), a.versionCommand(),
+	}
+}
+
+// appendExitStatus writes the table of exit statuses below every description.
+func appendExitStatus(c *cobra.Command) {
+	if c.Long == "" {
+		c.Long = c.Short + "."
+	}
+	c.Long += "\n\n" + exitHelp()
+	for _, sub := range c.Commands() {
+		appendExitStatus(sub)
+	}
+}
+
+// prepare reads the configuration and sets up the output before a command runs.
+func (a *app) prepare(c *cobra.Command, _ []string) error {
+	if err := a.configure(c); err != nil {
+		return err
+	}
+	a.printer.json, a.printer.quiet = a.v.GetBool("json"), a.v.GetBool("quiet")
+	a.running = true
+	return nil
+}
