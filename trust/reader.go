@@ -15,8 +15,10 @@ type reader struct {
 }
 
 func (r *reader) take(n int) []byte {
-	if r.err != nil || n > len(r.buf) {
+	if r.err == nil && n > len(r.buf) {
 		r.err = errShort
+	}
+	if r.err != nil {
 		return nil
 	}
 	b := r.buf[:n:n]
@@ -61,9 +63,8 @@ func (r *reader) hash() (h [32]byte) {
 // bytes long.
 func (r *reader) sized(limit int) []byte {
 	n := int(r.u16())
-	if n > limit {
+	if r.err == nil && n > limit {
 		r.err = errors.New("byte string too long")
-		return nil
 	}
 	return r.take(n)
 }

@@ -84,14 +84,21 @@ func (id Identity) device() (d device, err error) {
 }
 
 // writeBranch is the policy digest that a writer has to reach before naming
-// its command: empty for lock, the pinned boot for measured.
+// its command: empty for lock, the pinned boot for measured, whose evidence is
+// TPML_PCR_SELECTION (10.9.7) || PCR digest.
 func (id Identity) writeBranch() ([32]byte, error) {
 	if id.Profile == ProfileLock {
 		return [32]byte{}, nil
 	}
-	n := len(id.Evidence) - sha256.Size
-	if n < 4 {
-		return [32]byte{}, errShort
+	r := reader{buf: id.Evidence}
+	banks, hash := r.u32(), r.u16()
+	selected := r.take(int(r.u8()))
+	r.hash()
+	if err := r.end(); err != nil {
+		return [32]byte{}, err
+	}
+	if banks != 1 || hash != algSHA256 || len(bytes.Trim(selected, "\x00")) == 0 {
+		return [32]byte{}, errors.New("not a selection of PCRs in the SHA-256 bank")
 	}
 	// Part 3, TPM2_PolicyPCR: H(old || TPM_CC_PolicyPCR || pcrs || pcrDigest).
 	return extend([32]byte{}, ccPolicyPCR, id.Evidence), nil

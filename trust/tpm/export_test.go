@@ -5,6 +5,8 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/bonafide-archive/bonafide/trust"
 )
 
 // Raw runs f on a connection of an attacker's own: it can send any command.
@@ -49,4 +51,9 @@ func (s *Swtpm) Suspend(ctx context.Context, startup tpm2.TPMSU) error {
 		_, err := tpm2.Startup{StartupType: startup}.Execute(c)
 		return err
 	})
+}
+
+// Attest certifies slots and counter over a root of many nonces.
+func (m *MAS) Attest(ctx context.Context, root [32]byte) (slots, counter trust.Certified, err error) {
+	return m.attest(ctx, root)
 }

@@ -116,24 +116,24 @@ func modeError(err error) error {
 }
 
 // Lookup implements trust.MAS.
-func (m *MAS) Lookup(ctx context.Context, n trust.Nonce) (a trust.Attestation, err error) {
-	root := trust.Path{}.Root(n)
-	err = m.line.do(ctx, func(c transport.TPM) error {
-		slots, err := m.certify(c, SlotsIndex, trust.SlotsSize, root)
-		if err != nil {
-			return err
-		}
-		counter, err := m.certify(c, CounterIndex, counterSize, root)
-		if err != nil {
-			return err
-		}
-		a, err = trust.EncodeTPM(trust.Path{}, slots, counter)
-		return err
-	})
+func (m *MAS) Lookup(ctx context.Context, n trust.Nonce) (trust.Attestation, error) {
+	slots, counter, err := m.attest(ctx, trust.Path{}.Root(n))
 	if err != nil {
 		return nil, fmt.Errorf("look up: %w", err)
 	}
-	return a, nil
+	return trust.EncodeTPM(trust.Path{}, slots, counter)
+}
+
+// attest has the TPM certify slots, then counter, over one root.
+func (m *MAS) attest(ctx context.Context, root [32]byte) (slots, counter trust.Certified, err error) {
+	err = m.line.do(ctx, func(c transport.TPM) error {
+		if slots, err = m.certify(c, SlotsIndex, trust.SlotsSize, root); err != nil {
+			return err
+		}
+		counter, err = m.certify(c, CounterIndex, counterSize, root)
+		return err
+	})
+	return slots, counter, err
 }
 
 func (m *MAS) certify(c transport.TPM, h tpm2.TPMHandle, size uint16, root [32]byte) (trust.Certified, error) {

@@ -1,0 +1,69 @@
+package tpm_test
+
+import (
+	"flag"
+	"testing"
+
+	"github.com/bonafide-archive/bonafide/trust"
+	"github.com/bonafide-archive/bonafide/trust/tpm"
+	"github.com/bonafide-archive/bonafide/trust/trusttest"
+)
+
+var update = flag.Bool("update", false, "write the vectors anew")
+
+// TestVectors writes ../testdata/swtpm.json if told to; package trust checks it.
+func TestVectors(t *testing.T) {
+	if !*update {
+		t.Skip("without -update the vectors stay as they are")
+	}
+	s, d := provision(t)
+	m := d.Open(t).(*tpm.MAS)
+	n := trust.Nonce([]byte("a nonce: thirty-two random bytes"))
+	must(t, m.Advance(t.Context()))
+	must(t, m.Store(t.Context(), trusttest.Slots(1)))
+	vs := []trusttest.Vector{vector(t, "swtpm, update mode", d, m, n)}
+	must(t, m.Lock(t.Context()))
+	service := vector(t, "swtpm, service mode", d, m, n)
+	path := trust.Path{Sides: 2, Siblings: [][32]byte{{0xAA}, {0xBB}}}
+	slots, counter, err := m.Attest(t.Context(), path.Root(n))
+	must(t, err)
+	a, err := trust.EncodeTPM(path, slots, counter)
+	must(t, err)
+	vs = append(vs, service, trusttest.NewVector(t, "swtpm, nonce path of two steps", d.Identity, n, a))
+	cycle(t, s)
+	vs = append(vs, vector(t, "swtpm, after a reset", d, m, n))
+	trusttest.WriteVectors(t, "../testdata/swtpm.json", append(vs, refused(t, d, service, vs[3])...))
+}
+
+func vector(t *testing.T, name string, d trusttest.Device, m trust.MAS, n trust.Nonce) trusttest.Vector {
+	t.Helper()
+	a, err := m.Lookup(t.Context(), n)
+	must(t, err)
+	v := trusttest.NewVector(t, name, d.Identity, n, a)
+	if v.Statement == nil {
+		t.Fatalf("%s: refused", name)
+	}
+	return v
+}
+
+// refused are attestations that are genuine in each part and prove nothing.
+func refused(t *testing.T, d trusttest.Device, before, after trusttest.Vector) []trusttest.Vector {
+	t.Helper()
+	n := trust.Nonce(before.Nonce)
+	half := len("bonafide/attestation/v1\n") + 4
+	half += 2 + int(before.Attestation[half])<<8 + int(before.Attestation[half+1]) + 64
+	mixed := append(append(trust.Attestation(nil), before.Attestation[:half]...), after.Attestation[half:]...)
+	vs := []trusttest.Vector{
+		trusttest.NewVector(t, "refused: slots of one boot, counter of another", d.Identity, n, mixed),
+		trusttest.NewVector(t, "refused: another nonce", d.Identity, trust.Nonce{1}, trust.Attestation(before.Attestation)),
+	}
+	id := d.Identity
+	id.CounterBase += 100
+	vs = append(vs, trusttest.NewVector(t, "refused: counter below its base", id, n, trust.Attestation(before.Attestation)))
+	for _, v := range vs {
+		if v.Statement != nil {
+			t.Fatalf("%s: not refused", v.Name)
+		}
+	}
+	return vs
+}
