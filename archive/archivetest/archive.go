@@ -1,0 +1,308 @@
+package archivetest
+
+import (
+	"cmp"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/wire"
+	"github.com/bonafide-archive/bonafide/tree"
+	"github.com/bonafide-archive/bonafide/tree/boltstore"
+	"github.com/bonafide-archive/bonafide/trust"
+	"github.com/bonafide-archive/bonafide/trust/soft"
+)
+
+// Archive is an archive of software replicas in a test's directories.
+type Archive struct {
+	Roster   *archive.Roster
+	Replicas []*Replica         // by ascending ID, from 1
+	Writer   ed25519.PrivateKey // may write all names
+	Time     time.Time          // of the next epoch that Certify makes; zero: now
+
+	Record      archive.EpochRecord // the newest
+	Certificate archive.Certificate // its
+	pairs       map[string][]byte   // the tree's
+	contents    map[archive.Digest][]byte
+}
+
+// Replica is a member of an Archive, with all its keys.
+type Replica struct {
+	archive.Replica
+	Dir          string
+	MAS          *soft.MAS
+	ServiceKey   ed25519.PrivateKey
+	AgreementKey ed25519.PrivateKey
+}
+
+// NewRoster makes an archive of n replicas with software devices, each in a
+// directory of its own with mas/ and store/, on free loopback ports. edit may
+// change the roster before it is checked and its ID is taken.
+func NewRoster(t testing.TB, n int, edit ...func(*archive.Roster)) *Archive {
+	t.Helper()
+	a := &Archive{Writer: newKey(t), pairs: map[string][]byte{}, contents: map[archive.Digest][]byte{}}
+	var members []archive.Replica
+	for i := range n {
+		r := newReplica(t, uint32(i+1))
+		a.Replicas = append(a.Replicas, r)
+		members = append(members, r.Replica)
+	}
+	w := archive.Writer{Key: archive.PublicKey(a.Writer.Public().(ed25519.PublicKey)), Names: 1 << 20, Bytes: 1 << 40}
+	r, err := archive.NewRoster("test", time.Now(), "@every 1h", archive.TrialLimits(time.Minute), members, []archive.Writer{w}, nil)
+	if err != nil {
+		t.Fatalf("make roster: %v", err)
+	}
+	for _, f := range edit {
+		f(r)
+	}
+	if err := r.Check(); err != nil {
+		t.Fatalf("edited roster: %v", err)
+	}
+	a.Roster, a.Record = r, archive.Genesis(r)
+	return a
+}
+
+func newReplica(t testing.TB, id uint32) *Replica {
+	t.Helper()
+	r := &Replica{Dir: t.TempDir(), ServiceKey: newKey(t)}
+	mas := filepath.Join(r.Dir, "mas")
+	identity, agreement, err := soft.Provision(mas, rand.Reader)
+	if err == nil {
+		r.MAS, err = soft.Open(mas)
+	}
+	if err == nil {
+		r.AgreementKey, err = r.MAS.AgreementKey(t.Context())
+	}
+	if err != nil {
+		t.Fatalf("provision replica %d: %v", id, err)
+	}
+	r.Replica = archive.Replica{
+		ID: id, Address: FreeAddress(t), Agreement: FreeAddress(t),
+		TLS: wire.KeyPin(r.ServiceKey.Public().(ed25519.PublicKey)),
+		Key: archive.PublicKey(agreement), MAS: identity,
+	}
+	return r
+}
+
+func newKey(t testing.TB) ed25519.PrivateKey {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+var ports struct {
+	sync.Mutex
+	next int
+}
+
+// FreeAddress returns a loopback address that nobody listens on, outside the
+// range from which the system takes the ports of outgoing connections.
+func FreeAddress(t testing.TB) string {
+	t.Helper()
+	const first, last = 10_000, 32_000
+	ports.Lock()
+	defer ports.Unlock()
+	if ports.next == 0 {
+		ports.next = first + os.Getpid()*97%(last-first)
+	}
+	for range last - first {
+		if ports.next++; ports.next > last {
+			ports.next = first
+		}
+		addr := fmt.Sprintf("127.0.0.1:%d", ports.next)
+		if l, err := net.Listen("tcp", addr); err == nil {
+			l.Close()
+			return addr
+		}
+	}
+	t.Fatal("no free port")
+	return ""
+}
+
+// Submission returns the writer's signed submission that binds each name to
+// the given bytes.
+func (a *Archive) Submission(created time.Time, files map[archive.Name][]byte) archive.Submission {
+	s := archive.Submission{Archive: a.Roster.ID(), Created: created.UTC().Truncate(time.Second)}
+	for n, b := range files {
+		s.Bindings = append(s.Bindings, archive.Binding{Name: n, Content: ContentOf(b)})
+	}
+	slices.SortFunc(s.Bindings, func(x, y archive.Binding) int { return cmp.Compare(x.Name, y.Name) })
+	s.Sign(a.Writer)
+	return s
+}
+
+// ContentOf describes b.
+func ContentOf(b []byte) archive.Content {
+	h := archive.NewContentHasher()
+	h.Write(b)
+	return h.Content()
+}
+
+// Certify makes the next epoch bind each name to the given bytes, with the
+// devices themselves, as an update phase would: all replicas but the absent
+// ones join, vote, store the head, the tree, the record and the contents, and
+// lock. The absent ones stay as they are.
+func (a *Archive) Certify(t testing.TB, files map[archive.Name][]byte, absent ...uint32) archive.EpochRecord {
+	t.Helper()
+	rec := a.next(t, files, absent)
+	cert := archive.Certificate{Tick: rec.Tick}
+	for _, r := range a.present(absent) {
+		vote := r.commit(t, rec)
+		if len(cert.Votes) < a.Roster.Quorum() {
+			cert.Votes = append(cert.Votes, vote)
+		}
+	}
+	if err := cert.Verify(a.Roster, rec); err != nil {
+		t.Fatalf("fabricated certificate: %v", err)
+	}
+	a.Record, a.Certificate = rec, cert
+	for _, r := range a.present(absent) {
+		r.storeHead(t, rec)
+		a.Fill(t, r)
+	}
+	return rec
+}
+
+func (a *Archive) present(absent []uint32) []*Replica {
+	return slices.DeleteFunc(slices.Clone(a.Replicas), func(r *Replica) bool { return slices.Contains(absent, r.ID) })
+}
+
+// next resets the devices and returns the record to certify.
+func (a *Archive) next(t testing.TB, files map[archive.Name][]byte, absent []uint32) archive.EpochRecord {
+	t.Helper()
+	rec := a.Record
+	rec.Previous, rec.Epoch, rec.Tick = a.Record.Head(), rec.Epoch+1, 1
+	rec.Time = cmp.Or(a.Time, time.Now()).UTC().Truncate(time.Second)
+	rec.Block = archive.DigestOf([]byte(fmt.Sprint("block ", rec.Epoch)))
+	for n, b := range files {
+		c := ContentOf(b)
+		e := archive.Entry{Content: c, Writer: archive.KeyIDOf(a.Writer.Public().(ed25519.PublicKey)), Epoch: rec.Epoch}
+		a.pairs[string(n)], a.contents[c.Digest] = e.Bytes(), b
+	}
+	h := tree.NewHasher()
+	for _, p := range a.Pairs() {
+		if err := h.Add(p.Name, p.Val); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rec.Root, rec.Names, rec.Joined = h.Root(), h.Count(), nil
+	rec.Counts = slices.Clone(rec.Counts)
+	for _, r := range a.present(absent) {
+		rec.Joined = append(rec.Joined, r.ID)
+		rec.Counts[r.ID-1].Counts = r.reset(t)
+	}
+	return rec
+}
+
+// Pairs returns the rows of the newest tree, in order.
+func (a *Archive) Pairs() []tree.Pair {
+	var all []tree.Pair
+	for _, n := range slices.Sorted(maps.Keys(a.pairs)) {
+		all = append(all, tree.Pair{Name: []byte(n), Val: a.pairs[n]})
+	}
+	return all
+}
+
+// reset resets the device and returns its new counts.
+func (r *Replica) reset(t testing.TB) trust.Counts {
+	t.Helper()
+	if err := soft.Reset(filepath.Join(r.Dir, "mas")); err != nil {
+		t.Fatal(err)
+	}
+	return r.Statement(t).Counts
+}
+
+// Statement returns what the replica's device attests now.
+func (r *Replica) Statement(t testing.TB) trust.Statement {
+	t.Helper()
+	nonce := trust.Nonce{1}
+	att, err := r.MAS.Lookup(t.Context(), nonce)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := r.Replica.MAS.Verify(att, nonce)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// commit stores the vote for rec and returns it.
+func (r *Replica) commit(t testing.TB, rec archive.EpochRecord) archive.Attested {
+	t.Helper()
+	st := r.Statement(t)
+	slots := st.Slots
+	slots.Archive, slots.Tick, slots.Boot = rec.Archive, rec.Tick, st.Counts
+	slots.Head, slots.Epoch = rec.Previous, uint64(rec.Epoch)-1
+	slots.Committed = trust.Vote{Epoch: uint64(rec.Epoch), Tick: rec.Tick, Record: rec.Head()}
+	for n := st.Counter; n < slots.Epoch; n++ { // it was absent before: it catches up
+		must(t, r.MAS.Advance(t.Context()))
+	}
+	must(t, r.MAS.Store(t.Context(), slots))
+	att, err := r.MAS.Lookup(t.Context(), archive.CommitNonce(rec.InstanceAt(rec.Tick), rec.Head()))
+	must(t, err)
+	return archive.Attested{Replica: r.ID, Attestation: att}
+}
+
+// storeHead makes rec the head, and locks.
+func (r *Replica) storeHead(t testing.TB, rec archive.EpochRecord) {
+	t.Helper()
+	slots := trust.Slots{Archive: rec.Archive, Head: rec.Head(), Epoch: uint64(rec.Epoch), Boot: r.Statement(t).Counts}
+	must(t, r.MAS.Store(t.Context(), slots))
+	must(t, r.MAS.Advance(t.Context()))
+	must(t, r.MAS.Lock(t.Context()))
+}
+
+// Fill writes the newest record, the tree and all contents into the replica's
+// store, in place of what is there.
+func (a *Archive) Fill(t testing.TB, r *Replica) {
+	t.Helper()
+	store := filepath.Join(r.Dir, "store")
+	history := filepath.Join(store, "history", fmt.Sprintf("%020d", a.Record.Epoch))
+	writeFile(t, history+".record", a.Record.Bytes())
+	writeFile(t, history+".certificate", a.Certificate.Bytes())
+	for d, b := range a.contents {
+		writeFile(t, ContentPath(r.Dir, d), b)
+	}
+	rows := func(yield func(tree.Pair, error) bool) {
+		for _, p := range a.Pairs() {
+			if !yield(p, nil) {
+				return
+			}
+		}
+	}
+	_, _, err := boltstore.Build(context.Background(), filepath.Join(store, "tree.db"), rows, &a.Record.Root)
+	must(t, err)
+}
+
+// ContentPath returns where a content lies in a replica's directory.
+func ContentPath(dir string, d archive.Digest) string {
+	h := d.String()
+	return filepath.Join(dir, "store", "content", h[:2], h[2:4], h)
+}
+
+func writeFile(t testing.TB, path string, b []byte) {
+	t.Helper()
+	must(t, os.MkdirAll(filepath.Dir(path), 0o700))
+	must(t, os.WriteFile(path, b, 0o600))
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
