@@ -84,8 +84,30 @@ func (a *auditor) run(tx *bolt.Tx) (err error) {
 	}
 	if len(a.damages) == 0 {
 		a.root()
+		return nil
 	}
-	return nil
+	return a.pairs()
+}
+
+// pairs compares the pairs alone with the root, when all damage found so far
+// is in digests.
+func (a *auditor) pairs() error {
+	for _, d := range a.damages {
+		if d.Level == 0 {
+			return nil
+		}
+	}
+	h := tree.NewHasher()
+	c := a.r.leaves.Cursor()
+	for k, v := c.First(); k != nil; k, v = c.Next() {
+		if err := errors.Join(checkLeaf(k, v), h.Add(k, v)); err != nil {
+			return fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+	}
+	if root := h.Root(); root != a.want {
+		a.report(span{}, 0, fmt.Errorf("%w: root is %x, want %x", ErrDamaged, root, a.want))
+	}
+	return a.ctx.Err()
 }
 
 // readRows reads the digests of level l, as far as they can be read.
