@@ -1,3 +1,6 @@
+// Package archivetest makes archives for tests: replicas with keys, devices and
+// directories, epochs certified without an update phase, and real processes of
+// the program under test.
 package archivetest
 
 import (
@@ -32,6 +35,7 @@ type Archive struct {
 
 	Record      archive.EpochRecord // the newest
 	Certificate archive.Certificate // its
+	history     []wire.SignedRecord // of all epochs, from 1
 	pairs       map[string][]byte   // the tree's
 	contents    map[archive.Digest][]byte
 }
@@ -169,6 +173,7 @@ func (a *Archive) Certify(t testing.TB, files map[archive.Name][]byte, absent ..
 		t.Fatalf("fabricated certificate: %v", err)
 	}
 	a.Record, a.Certificate = rec, cert
+	a.history = append(a.history, wire.SignedRecord{Record: string(rec.Bytes()), Certificate: cert.Bytes()})
 	for _, r := range a.present(absent) {
 		r.storeHead(t, rec)
 		a.Fill(t, r)
@@ -266,14 +271,16 @@ func (r *Replica) storeHead(t testing.TB, rec archive.EpochRecord) {
 	must(t, r.MAS.Lock(t.Context()))
 }
 
-// Fill writes the newest record, the tree and all contents into the replica's
+// Fill writes the history, the newest tree and all contents into the replica's
 // store, in place of what is there.
 func (a *Archive) Fill(t testing.TB, r *Replica) {
 	t.Helper()
 	store := filepath.Join(r.Dir, "store")
-	history := filepath.Join(store, "history", fmt.Sprintf("%020d", a.Record.Epoch))
-	writeFile(t, history+".record", a.Record.Bytes())
-	writeFile(t, history+".certificate", a.Certificate.Bytes())
+	for i, h := range a.history {
+		path := filepath.Join(store, "history", fmt.Sprintf("%020d", i+1))
+		writeFile(t, path+".record", []byte(h.Record))
+		writeFile(t, path+".certificate", h.Certificate)
+	}
 	for d, b := range a.contents {
 		writeFile(t, ContentPath(r.Dir, d), b)
 	}
