@@ -3,6 +3,7 @@ package trust_test
 import (
 	"errors"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/bonafide-archive/bonafide/trust"
@@ -32,9 +33,8 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// FuzzVerify lets nothing through but the vectors themselves: whatever verifies
-// under a vector's identity and nonce is the vector, byte for byte, since
-// signatures here have one form and the fuzzer has no key.
+// FuzzVerify lets nothing through but the vectors themselves, byte for byte:
+// signatures have one form, and the fuzzer has no key.
 func FuzzVerify(f *testing.F) {
 	vs := trusttest.ReadVectors(f, "testdata/*.json")
 	for i, v := range vs {
@@ -49,9 +49,15 @@ func FuzzVerify(f *testing.F) {
 			}
 			return
 		}
-		if v.Statement == nil || !reflect.DeepEqual(trusttest.Describe(s), v.Statement) || string(a) != string(v.Attestation) {
+		if !known(vs, s, a) {
 			t.Errorf("got %+v from %x", s, a)
 		}
+	})
+}
+
+func known(vs []trusttest.Vector, s trust.Statement, a []byte) bool {
+	return slices.ContainsFunc(vs, func(v trusttest.Vector) bool {
+		return string(v.Attestation) == string(a) && reflect.DeepEqual(v.Statement, trusttest.Describe(s))
 	})
 }
 
