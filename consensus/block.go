@@ -18,8 +18,8 @@ type Block struct {
 
 // MaxBlock bounds a block's bytes.
 const (
-	MaxBlock    = maxBare + 1 + 4 + maxCarried
-	maxBare     = len(blockName) + 32 + 4 + MaxMembers*(4+maxProposal) + 1
+	MaxBlock    = maxBare + 4 + maxCarried
+	maxBare     = len(blockName) + 32 + 4 + MaxMembers*(4+maxProposal) + 4
 	minProposal = len(proposalName) + 4 + 4
 )
 

@@ -88,9 +88,9 @@ func (r *reader) count(limit, size int) int {
 	return int(n)
 }
 
-// blob reads a byte string of at most limit bytes, copied.
+// blob reads a byte string of at most limit bytes, copied; nil if it is empty.
 func (r *reader) blob(limit int) []byte {
-	return bytes.Clone(r.take(r.count(limit, 1)))
+	return append([]byte(nil), r.take(r.count(limit, 1))...)
 }
 
 // end is the decoder's verdict: a failed field, bytes left over, or nothing.

@@ -41,7 +41,7 @@ func ParseCarried(b []byte) (Carried, error) {
 	for range r.count(MaxMembers, 4+4) {
 		c.Prepare = append(c.Prepare, Attested{Replica: r.u32(), Attestation: r.blob(MaxAttestation)})
 	}
-	c.Block = r.blob(maxBare + 4)
+	c.Block = r.blob(maxBare)
 	if err := r.end(); err != nil {
 		return Carried{}, err
 	}

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/hex"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	cmt "github.com/cometbft/cometbft/consensus"
 	"github.com/cometbft/cometbft/crypto/ed25519"
@@ -101,29 +103,42 @@ func (j *journal) readVotes() (bool, error) {
 // checkWAL refuses a log without its beginning, or with the end of a block that
 // was not kept: the engine would start from nothing, and forget what it is locked on.
 func (j *journal) checkWAL() error {
-	if _, err := os.Stat(j.wal()); err != nil {
-		return fmt.Errorf("%w: %v", ErrSpent, err)
-	}
-	wal, err := cmt.NewWAL(j.wal())
+	older, err := filepath.Glob(j.wal() + ".[0-9]*")
 	if err != nil {
-		return fmt.Errorf("%w: %v", ErrSpent, err)
+		return err
 	}
-	defer wal.Group().Close()
-	if !endsHeight(wal, onlyHeight-1) || endsHeight(wal, onlyHeight) {
-		return fmt.Errorf("%w: its log does not fit its votes", ErrSpent)
+	var ends []int64
+	for _, f := range append(older, j.wal()) {
+		got, err := heightsEnded(f)
+		if err != nil {
+			return err
+		}
+		ends = append(ends, got...)
+	}
+	if !slices.Equal(ends, []int64{onlyHeight - 1}) {
+		return fmt.Errorf("%w: its log ends heights %v", ErrSpent, ends)
 	}
 	return nil
 }
 
-// endsHeight says whether the log marks the end of height. A torn tail, which a
-// kill leaves, marks nothing.
-func endsHeight(wal *cmt.BaseWAL, height int64) bool {
-	rd, found, err := wal.SearchForEndHeight(height, &cmt.WALSearchOptions{})
-	if err != nil || !found {
-		return false
+// heightsEnded lists the marks in a file of the log, up to the torn record at
+// its end that a kill may leave.
+func heightsEnded(path string) (ends []int64, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", ErrSpent, err)
 	}
-	rd.Close()
-	return true
+	defer f.Close()
+	dec := cmt.NewWALDecoder(bufio.NewReader(f))
+	for {
+		m, err := dec.Decode()
+		if err != nil {
+			return ends, nil
+		}
+		if end, ok := m.Msg.(cmt.EndHeightMessage); ok {
+			ends = append(ends, end.Height)
+		}
+	}
 }
 
 // create makes the journal anew. The instance goes first and comes last, so

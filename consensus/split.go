@@ -11,44 +11,45 @@ const MaxPiece = 1 << 20
 
 const (
 	minPiece = 1 << 15
-	cutMask  = 1<<17 - 1 // a cut every 128 KiB on average, past minPiece
+	cutBits  = 17 // past minPiece, a cut every 128 KiB on average
 )
 
 // Split cuts what r yields into pieces of at most MaxPiece bytes and hands them
 // to emit in order; a piece is valid only during the call. Cuts follow the
 // content, so bodies that are mostly alike share most pieces. The same bytes are
-// always cut alike; nothing is emitted for none.
+// always cut alike; nothing is emitted for none. It holds one piece in memory.
 func Split(r io.Reader, emit func(piece []byte) error) error {
-	in := bufio.NewReaderSize(r, 1<<16)
-	piece := make([]byte, 0, minPiece)
-	var roll uint64
+	in := bufio.NewReaderSize(r, MaxPiece)
 	for {
-		b, err := in.ReadByte()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
+		ahead, err := in.Peek(MaxPiece)
+		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		piece = append(piece, b)
-		roll = roll<<1 + gear[b]
-		if !cut(roll, len(piece)) {
-			continue
+		if len(ahead) == 0 {
+			return nil
 		}
-		if err := emit(piece); err != nil {
+		n := cut(ahead)
+		if err := emit(ahead[:n]); err != nil {
 			return err
 		}
-		piece, roll = piece[:0], 0
+		if _, err := in.Discard(n); err != nil {
+			return err
+		}
 	}
-	if len(piece) == 0 {
-		return nil
-	}
-	return emit(piece)
 }
 
-// cut looks at the high bits, which the last 64 bytes decide.
-func cut(roll uint64, size int) bool {
-	return size == MaxPiece || size >= minPiece && roll>>(64-17)&cutMask == 0
+// cut returns where the first piece of b ends: after the first byte, from
+// minPiece on, at which the high bits of the gear hash are zero. Each byte
+// shifts the hash by one bit, so 64 bytes decide it.
+func cut(b []byte) int {
+	var hash uint64
+	for i := max(0, minPiece-64); i < len(b); i++ {
+		hash = hash<<1 + gear[b[i]]
+		if i+1 >= minPiece && hash>>(64-cutBits) == 0 {
+			return i + 1
+		}
+	}
+	return len(b)
 }
 
 // gear gives each byte its random-looking word: splitmix64 of the byte.
