@@ -106,17 +106,17 @@ func reserve(f *os.File, size int64) error {
 func copyHashed(ctx context.Context, w io.Writer, r io.Reader) (archive.Content, error) {
 	h := archive.NewContentHasher()
 	buf := make([]byte, 256<<10)
-	_, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(w, h)}, &reader{ctx, r}, buf)
+	_, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(w, h)}, &boundReader{ctx, r}, buf)
 	return h.Content(), err
 }
 
-// reader is a reader that ends with its context.
-type reader struct {
+// boundReader is a reader that ends with its context.
+type boundReader struct {
 	ctx context.Context
 	r   io.Reader
 }
 
-func (r *reader) Read(p []byte) (int, error) {
+func (r *boundReader) Read(p []byte) (int, error) {
 	if err := r.ctx.Err(); err != nil {
 		return 0, err
 	}
