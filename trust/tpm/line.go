@@ -77,6 +77,9 @@ func (l *line) close() (err error) {
 func (l *line) do(ctx context.Context, f func(transport.TPM) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	select {
 	case l.turn <- struct{}{}:
 		defer func() { <-l.turn }()

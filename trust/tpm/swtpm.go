@@ -36,8 +36,9 @@ const (
 )
 
 // A Swtpm is a software TPM in a child process, which dies with this one. Its
-// state is in a directory, and whoever can write that can forge what it says:
-// it is for trials of the TPM backend, and for tests.
+// state is in a directory, and whoever can write that, or reach its control
+// socket, can forge what it says: it is for trials of the TPM backend, and for
+// tests.
 type Swtpm struct {
 	state, run *os.File // directories
 	target     Target
