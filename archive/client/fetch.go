@@ -1,0 +1,297 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/bonafide-archive/bonafide/archive"
+)
+
+// Fetch writes a content to w, from whichever replicas serve it. Nothing
+// reaches w before all bytes are here and their digest is right.
+func (c *Client) Fetch(ctx context.Context, content archive.Content, w io.Writer) error {
+	f, err := os.CreateTemp("", "bonafide-*")
+	if err != nil {
+		return fmt.Errorf("spool: %w", err)
+	}
+	defer f.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		return fmt.Errorf("spool: %w", err)
+	}
+	if err := c.download(ctx, content, f); err != nil {
+		return err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("spool: %w", err)
+	}
+	_, err = io.Copy(w, f)
+	return err
+}
+
+// FetchFile makes the file at path hold a content. It writes beside path and
+// renames once the digest is right and the bytes are on the disk: path is never
+// there in part. It replaces a regular file and nothing else.
+func (c *Client) FetchFile(ctx context.Context, content archive.Content, path string) error {
+	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a regular file", path)
+	}
+	f, err := createBeside(path)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone already, if all went well
+	err = c.download(ctx, content, f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// createBeside makes a new file in path's directory, with the permissions that
+// a new file at path would get.
+func createBeside(path string) (*os.File, error) {
+	for {
+		name := filepath.Join(filepath.Dir(path), ".bonafide-"+rand.Text()[:12])
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o666)
+		if !errors.Is(err, fs.ErrExist) {
+			return f, err
+		}
+	}
+}
+
+// download is one content on its way into a file.
+type download struct {
+	c    *Client
+	want archive.Content
+	f    *os.File
+	hash hash.Hash // of the bytes in f
+	done uint64    // how many
+
+	from   map[*replica]bool // who sent them
+	bad    map[uint32]error  // why a replica is not asked again
+	errs   map[uint32]error  // why it last failed
+	single *replica          // when blame is sought: the only one to ask
+	moved  time.Time         // when a byte last came
+}
+
+// download fills f, hashing as the bytes come. A source that fails or stalls is
+// left for another, which goes on where it stopped; when the digest of the
+// whole is wrong, it starts again, one source at a time, so that the liar is
+// found.
+func (c *Client) download(ctx context.Context, want archive.Content, f *os.File) error {
+	d := &download{c: c, want: want, f: f, bad: make(map[uint32]error), errs: make(map[uint32]error)}
+	for {
+		if err := d.restart(); err != nil {
+			return err
+		}
+		if err := d.fill(ctx); err != nil {
+			return err
+		}
+		if archive.Digest(d.hash.Sum(nil)) == want.Digest {
+			return nil
+		}
+		if err := d.blame(); err != nil {
+			return err
+		}
+	}
+}
+
+func (d *download) restart() error {
+	d.hash, d.done, d.from, d.moved = sha256.New(), 0, make(map[*replica]bool), time.Now()
+	if err := d.f.Truncate(0); err != nil {
+		return err
+	}
+	_, err := d.f.Seek(0, io.SeekStart)
+	return err
+}
+
+// blame is called when the digest is wrong: if one replica sent everything it
+// is asked no more, if several did, from now on one is asked at a time.
+func (d *download) blame() error {
+	wrong := fmt.Errorf("content %w: sent other bytes", ErrIntegrity)
+	for r := range d.from {
+		if len(d.from) == 1 {
+			d.c.Log.Warn("replica sent wrong content", "replica", r.ID, "content", d.want.Digest.String())
+			d.bad[r.ID] = wrong
+			d.c.demote(r)
+		}
+	}
+	if len(d.from) == 0 {
+		return fmt.Errorf("%w: a content of no bytes with digest %s", ErrIntegrity, d.want.Digest)
+	}
+	return d.nextSingle()
+}
+
+// nextSingle chooses the one source of the next try.
+func (d *download) nextSingle() error {
+	d.single = nil
+	for _, r := range d.c.preferred() {
+		if d.bad[r.ID] == nil {
+			d.single = r
+			return nil
+		}
+	}
+	return d.failure()
+}
+
+// fill brings the file to its full size.
+func (d *download) fill(ctx context.Context) error {
+	wait := backoffMin
+	for d.done < d.want.Size {
+		before := d.done
+		err := d.some(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, errFile):
+			return err
+		case err == nil || d.done > before:
+			wait = backoffMin
+		case d.single != nil:
+			if err := d.giveUp(err); err != nil {
+				return err
+			}
+		case time.Since(d.moved) >= d.c.Timeout || !d.hope():
+			return err
+		default:
+			pause(ctx, wait)
+			wait = min(2*wait, backoffMax)
+		}
+	}
+	return nil
+}
+
+// giveUp leaves the one source asked for another, from the start.
+func (d *download) giveUp(why error) error {
+	d.bad[d.single.ID] = why
+	if err := d.nextSingle(); err != nil {
+		return err
+	}
+	return d.restart()
+}
+
+// hope reports whether some source may still send what is missing.
+func (d *download) hope() bool {
+	for _, r := range d.usable() {
+		if err := d.errs[r.ID]; err == nil || transient(err) {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *download) usable() []*replica {
+	if d.single != nil {
+		return []*replica{d.single}
+	}
+	var rs []*replica
+	for _, r := range d.c.preferred() {
+		if d.bad[r.ID] == nil {
+			rs = append(rs, r)
+		}
+	}
+	return rs
+}
+
+// errFile reports that the trouble is on this side.
+var errFile = errors.New("write content")
+
+// some appends what one source sends until it ends or fails.
+func (d *download) some(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	body, r, err := first(ctx, d.usable(), d.open, func(b io.ReadCloser) { b.Close() })
+	if err != nil {
+		d.note(err)
+		return d.failure()
+	}
+	defer body.Close()
+	return d.copy(body, r)
+}
+
+func (d *download) note(err error) {
+	var nq *NoQuorumError
+	if errors.As(err, &nq) {
+		for id, err := range nq.Replicas {
+			d.errs[id] = err
+		}
+	}
+}
+
+func (d *download) failure() error {
+	all := make(map[uint32]error)
+	for _, m := range []map[uint32]error{d.errs, d.bad} {
+		for id, err := range m {
+			all[id] = err
+		}
+	}
+	return &NoQuorumError{Need: 1, Replicas: all}
+}
+
+func (d *download) open(ctx context.Context, r *replica) (io.ReadCloser, error) {
+	body, size, err := r.peer.Content(ctx, d.want.Digest, int64(d.done))
+	if err != nil {
+		return nil, inTime(err, d.c.Timeout)
+	}
+	if size < 0 || uint64(size) != d.want.Size {
+		body.Close()
+		return nil, fmt.Errorf("content %w: %d bytes, want %d", ErrIntegrity, size, d.want.Size)
+	}
+	return body, nil
+}
+
+// copy appends body, as long as it comes and is not too long.
+func (d *download) copy(body io.Reader, r *replica) error {
+	buf := make([]byte, 256<<10)
+	for d.done < d.want.Size {
+		n, err := body.Read(buf[:min(uint64(len(buf)), d.want.Size-d.done)])
+		if n > 0 {
+			if werr := d.write(buf[:n], r); werr != nil {
+				return werr
+			}
+		}
+		if err != nil && d.done < d.want.Size {
+			return d.lost(r, err)
+		}
+	}
+	return nil
+}
+
+func (d *download) write(b []byte, r *replica) error {
+	if _, err := d.f.Write(b); err != nil {
+		return fmt.Errorf("%w: %w", errFile, err)
+	}
+	d.hash.Write(b)
+	d.done += uint64(len(b))
+	d.from[r], d.moved = true, time.Now()
+	d.c.tell(Progress{Stage: "fetch", Replica: r.ID, Done: d.done, Total: d.want.Size})
+	return nil
+}
+
+// lost notes why r stopped sending, and lets others go before it.
+func (d *download) lost(r *replica, err error) error {
+	if err == io.EOF {
+		err = fmt.Errorf("content: ended after %d of %d bytes", d.done, d.want.Size)
+	}
+	d.errs[r.ID] = err
+	d.c.demote(r)
+	return err
+}
