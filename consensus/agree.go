@@ -97,15 +97,15 @@ func (c Config) kept(block []byte) ([]byte, error) {
 	return block, nil
 }
 
-func run(ctx context.Context, c Config, j *journal) (block []byte, err error) {
+func run(ctx context.Context, c Config, j *journal) ([]byte, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	e, err := newEngine(ctx, c, j)
 	if err != nil {
+		cancel()
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, e.stop()) }()
-	defer cancel() // before stop: a Propose under way ends
+	defer e.stop()
+	defer cancel() // first, so that a Propose under way ends
 	if err := e.start(ctx); err != nil {
 		return nil, err
 	}
