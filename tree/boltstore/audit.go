@@ -2,9 +2,11 @@ package boltstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -38,7 +40,12 @@ func bound(name []byte, none string) string {
 // why the audit could not be finished, never what it found.
 func (s *Store) Audit(ctx context.Context, want tree.Hash) ([]Damage, error) {
 	a := auditor{ctx: ctx, want: want}
-	err := s.view(a.run)
+	err := s.view(func(tx *bolt.Tx) error {
+		if err := a.pages(s, tx); err != nil {
+			return err
+		}
+		return a.run(tx)
+	})
 	if errors.Is(err, ErrDamaged) {
 		a.report(span{}, 0, err)
 		err = nil
@@ -46,7 +53,7 @@ func (s *Store) Audit(ctx context.Context, want tree.Hash) ([]Damage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("audit tree: %w", err)
 	}
-	return a.damages, nil
+	return merged(a.damages), nil
 }
 
 type auditor struct {
@@ -58,21 +65,32 @@ type auditor struct {
 	damages []Damage
 }
 
-// report notes damage, as one with the damage just before it.
 func (a *auditor) report(s span, l int, reason error) {
-	if n := len(a.damages); n > 0 {
-		last := &a.damages[n-1]
-		if last.Level == l && last.To != nil && bytes.Equal(last.To, s.from) {
-			last.To = bytes.Clone(s.to)
-			return
+	a.damages = append(a.damages, Damage{bytes.Clone(s.from), bytes.Clone(s.to), l, reason.Error()})
+}
+
+// merged returns the damages sorted, those of one level that meet as one.
+func merged(ds []Damage) (out []Damage) {
+	slices.SortStableFunc(ds, func(a, b Damage) int {
+		return cmp.Or(cmp.Compare(a.Level, b.Level), bytes.Compare(a.From, b.From))
+	})
+	for _, d := range ds {
+		n := len(out) - 1
+		if n < 0 || out[n].Level != d.Level || out[n].To != nil && bytes.Compare(out[n].To, d.From) < 0 {
+			out = append(out, d)
+			continue
+		}
+		if d.To == nil || out[n].To != nil && bytes.Compare(d.To, out[n].To) > 0 {
+			out[n].To = d.To
 		}
 	}
-	a.damages = append(a.damages, Damage{bytes.Clone(s.from), bytes.Clone(s.to), l, reason.Error()})
+	return out
 }
 
 func (a *auditor) run(tx *bolt.Tx) (err error) {
 	if a.r, err = newReader(tx); err != nil {
-		return err
+		a.report(span{}, maxLevels, err)
+		return a.pairs(tx)
 	}
 	for l := range a.r.state.levels {
 		a.rows = append(a.rows, a.readRows(l))
@@ -82,23 +100,27 @@ func (a *auditor) run(tx *bolt.Tx) (err error) {
 			return err
 		}
 	}
-	if len(a.damages) == 0 {
-		a.root()
-		return nil
+	if len(a.damages) == 0 && !a.right() {
+		a.report(span{}, maxLevels, fmt.Errorf("%w: stored root, count or levels", ErrDamaged))
 	}
-	return a.pairs()
+	if len(a.damages) > 0 {
+		return a.pairs(tx)
+	}
+	return nil
 }
 
 // pairs compares the pairs alone with the root, when all damage found so far
 // is in digests.
-func (a *auditor) pairs() error {
-	for _, d := range a.damages {
-		if d.Level == 0 {
-			return nil
-		}
+func (a *auditor) pairs(tx *bolt.Tx) error {
+	if slices.ContainsFunc(a.damages, func(d Damage) bool { return d.Level == 0 }) {
+		return nil
+	}
+	leaves := tx.Bucket(leavesBucket)
+	if leaves == nil {
+		return fmt.Errorf("%w: no leaves", ErrDamaged)
 	}
 	h := tree.NewHasher()
-	c := a.r.leaves.Cursor()
+	c := leaves.Cursor()
 	for k, v := c.First(); k != nil; k, v = c.Next() {
 		if err := errors.Join(checkLeaf(k, v), h.Add(k, v)); err != nil {
 			return fmt.Errorf("%w: %w", ErrDamaged, err)
@@ -171,22 +193,15 @@ func (a *auditor) chunk(l int, s span, want tree.Hash) error {
 	return nil
 }
 
-// root compares what is left when everything within the file agrees.
-func (a *auditor) root() {
-	top := tree.Hash{}
-	if n := len(a.rows); n > 0 {
-		top = a.rows[n-1][0].digest
-		if len(a.rows[n-1]) > 1 {
-			a.report(span{}, n, fmt.Errorf("%w: level %d is not the top", ErrDamaged, n-1))
-		}
-	} else if k, _ := a.r.leaves.Cursor().First(); k != nil {
-		a.report(span{}, 0, fmt.Errorf("%w: leaves in an empty tree", ErrDamaged))
-	}
-	root := tree.RootHash(a.count, top)
-	if root != a.want {
-		a.report(span{}, 0, fmt.Errorf("%w: root is %x, want %x", ErrDamaged, root, a.want))
-	}
+// right compares what is left when everything within the file agrees.
+func (a *auditor) right() bool {
 	if st := a.r.state; st.root != a.want || st.count != a.count {
-		a.report(span{}, len(a.rows), fmt.Errorf("%w: stored root or count", ErrDamaged))
+		return false
 	}
+	if len(a.rows) == 0 {
+		k, _ := a.r.leaves.Cursor().First()
+		return k == nil && a.want == tree.EmptyRoot()
+	}
+	top := a.rows[len(a.rows)-1]
+	return len(top) == 1 && tree.RootHash(a.count, top[0].digest) == a.want
 }

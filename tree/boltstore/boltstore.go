@@ -30,6 +30,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 
 	"github.com/bonafide-archive/bonafide/tree"
 )
@@ -81,6 +82,9 @@ func Open(path string, o Options) (*Store, error) {
 		s.db, err = bolt.Open(path, 0o600, s.boltOptions(o))
 		return openError(err)
 	})
+	if err == nil {
+		err = s.checkCycles()
+	}
 	if err == nil && !o.ReadOnly {
 		s.db.AllocSize = growStep
 		err = s.prepare()
@@ -149,11 +153,13 @@ func (s *Store) Close() error {
 	return s.db.Close()
 }
 
-// abandon gives up the file and its lock without touching what is mapped.
+// abandon gives up the file without touching what is mapped. The mapping
+// keeps the lock alive beyond Close, so it is given up first.
 func (s *Store) abandon() error {
 	if s.file == nil {
 		return nil
 	}
+	_ = unix.Flock(int(s.file.Fd()), unix.LOCK_UN) // there may be none
 	if err := s.file.Close(); !errors.Is(err, os.ErrClosed) {
 		return err
 	}
