@@ -37,14 +37,15 @@ var imports = map[string][]string{
 	"trust/watchdog": {},
 
 	// For tests alone, see testOnly.
-	"archive/archivetest": {anything},
-	"trust/trusttest":     {anything},
+	"archive/archivetest":       {anything},
+	"archive/archivetest/forge": {anything},
+	"trust/trusttest":           {anything},
 }
 
 const anything = "*"
 
 // testOnly lists the packages that only tests may import.
-var testOnly = []string{"archive/archivetest", "trust/trusttest"}
+var testOnly = []string{"archive/archivetest", "archive/archivetest/forge", "trust/trusttest"}
 
 // modules lists the other modules that the program is made of, and the packages
 // that may know each. A package stands for itself alone. Tests are free.
