@@ -254,12 +254,15 @@ func TestFormsDoNotMix(t *testing.T) {
 	n := Nonce{1}
 	s, c := f.claims(n)
 	soft := Identity{Profile: ProfileSoftware, Key: pub}
-	if _, err := soft.Verify(f.attest(t, Path{}, s, c), n); !errors.Is(err, ErrAttestation) {
-		t.Errorf("got %v, want ErrAttestation", err)
+	if _, err := soft.Verify(f.attest(t, Path{}, s, c), n); err == nil || !strings.Contains(err.Error(), "not made by a software device") {
+		t.Errorf("tpm for software: got %v", err)
 	}
 	a := EncodeSoftware(key, Statement{Mode: ModeUpdate}, n)
-	if _, err := f.id.Verify(a, n); !errors.Is(err, ErrAttestation) {
-		t.Errorf("got %v, want ErrAttestation", err)
+	if _, err := f.id.Verify(a, n); err == nil || !strings.Contains(err.Error(), "not made by a TPM") {
+		t.Errorf("software for tpm: got %v", err)
+	}
+	if _, err := soft.Verify(make(Attestation, MaxAttestation+1), n); err == nil || !strings.Contains(err.Error(), "at most") {
+		t.Errorf("too long: got %v", err)
 	}
 }
 
@@ -295,6 +298,31 @@ func TestIdentityCheck(t *testing.T) {
 		{"key from elsewhere", func(id *Identity) { id.Key = publicArea(t, f.key, keyAttributes&^(1<<1)) }, false},
 		{"key that decrypts", func(id *Identity) { id.Key = publicArea(t, f.key, keyAttributes|1<<17) }, false},
 		{"key off the curve", func(id *Identity) { id.Key[len(id.Key)-1] ^= 1 }, false},
+		{"key of another name algorithm", func(id *Identity) { id.Key[3] = 0x0C }, false},
+		{"key with a policy", func(id *Identity) {
+			id.Key = append(append(append([]byte(nil), id.Key[:8]...), 0, 1, 0), id.Key[10:]...)
+		}, false},
+		{"key with a symmetric algorithm", func(id *Identity) { id.Key[11] = 6 }, false},
+		{"key of another scheme", func(id *Identity) { id.Key[13] = 0x1A }, false},
+		{"key that signs SHA-1", func(id *Identity) { id.Key[15] = 4 }, false},
+		{"key on another curve", func(id *Identity) { id.Key[17] = 4 }, false},
+		{"key with a KDF", func(id *Identity) { id.Key[19] = 0x20 }, false},
+		{"RSA key", func(id *Identity) { id.Key[1] = 1 }, false},
+		{"slots of another name algorithm", func(id *Identity) { id.SlotsPublic[5] = 4 }, false},
+		{"measured by SHA-1", func(id *Identity) {
+			sha1 := append([]byte(nil), pcrs...)
+			sha1[5] = 4
+			measure(id, extend([32]byte{}, ccPolicyPCR, sha1), sha1)
+		}, false},
+		{"measured by two banks", func(id *Identity) {
+			two := append([]byte(nil), pcrs...)
+			two[3] = 2
+			measure(id, extend([32]byte{}, ccPolicyPCR, two), two)
+		}, false},
+		{"measured with more", func(id *Identity) {
+			more := append(append([]byte(nil), pcrs...), 0)
+			measure(id, extend([32]byte{}, ccPolicyPCR, more), more)
+		}, false},
 		{"key with more", func(id *Identity) { id.Key = append(id.Key, 0) }, false},
 		{"slots the owner may write", func(id *Identity) {
 			id.SlotsPublic = indexArea(0x0181B0F1, indexAttributes|2, lock, SlotsSize)
