@@ -1,12 +1,13 @@
 package cmd
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/client"
+	"github.com/bonafide-archive/bonafide/archive/replica"
 )
 
 // Exit statuses.
@@ -88,13 +89,26 @@ func withHint(err error, format string, args ...any) error {
 // that fits.
 func exitStatus(err error) int {
 	var with *statusError
+	var absent *client.AbsentError
+	var conflict *client.ConflictError
+	var none *client.NoQuorumError
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &with):
 		return with.status
-	case errors.Is(err, context.Canceled):
-		return exitInterrupted
+	case errors.As(err, &none): // it unwraps to what the replicas said, which decides nothing
+		return exitUnavailable
+	case errors.As(err, &absent):
+		return exitAbsent
+	case errors.As(err, &conflict):
+		return exitConflict
+	case errors.Is(err, client.ErrStale):
+		return exitStale
+	case errors.Is(err, client.ErrDenied), errors.Is(err, client.ErrQuota):
+		return exitDenied
+	case errors.Is(err, replica.ErrTooFew), errors.Is(err, client.ErrUpdating):
+		return exitUnavailable
 	case errors.Is(err, archive.ErrName), errors.Is(err, archive.ErrRoster):
 		return exitUsage
 	case errors.Is(err, archive.ErrIntegrity), errors.Is(err, archive.ErrFormat):

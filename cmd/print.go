@@ -86,6 +86,17 @@ func (p *printer) fail(err error) int {
 	return status
 }
 
+// stderr is the commentary's stream for others to write to.
+func (p *printer) stderr() io.Writer { return lockedWriter{p} }
+
+type lockedWriter struct{ p *printer }
+
+func (w lockedWriter) Write(b []byte) (int, error) {
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	return w.p.err.Write(b)
+}
+
 func (p *printer) line(w io.Writer, s string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -68,14 +68,29 @@ func (a *app) explain(ctx context.Context, ran *cobra.Command, err error) error 
 // interruptible returns a context that ends at SIGINT and SIGTERM. What does
 // not end soon after is ended: it may be reading from a terminal.
 func interruptible(parent context.Context) (context.Context, func()) {
-	ctx, stop := signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM)
-	gone := context.AfterFunc(ctx, func() {
-		stop() // a second signal ends the process at once
+	ctx, cancel := context.WithCancelCause(parent)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case s := <-signals:
+			cancel(causes[s])
+		case <-ctx.Done():
+			return
+		}
+		signal.Stop(signals) // a second one ends the process at once
 		time.Sleep(patience)
 		os.Exit(exitInterrupted)
-	})
-	return ctx, func() { gone(); stop() }
+	}()
+	return ctx, func() { signal.Stop(signals); cancel(nil) }
 }
+
+var (
+	errInterrupted = errors.New("interrupted")
+	errTerminated  = errors.New("terminated")
+
+	causes = map[os.Signal]error{os.Interrupt: errInterrupted, syscall.SIGTERM: errTerminated}
+)
 
 // patience is how long a command may take to end after an interrupt. A server
 // stops its children, which stop their requests, in less.
@@ -112,6 +127,8 @@ To try it: bonafide tour. To keep a trial archive on this machine: bonafide serv
 
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
+		a.serveCommand(), a.addCommand(), a.getCommand(), a.updateCommand(), a.verifyCommand(),
+		a.lsCommand(), a.statusCommand(), a.serviceCommand(),
 		a.initCommand(), a.versionCommand(),
 	}
 }

@@ -1,0 +1,207 @@
+package cmd
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/wire"
+	"github.com/bonafide-archive/bonafide/trust/watchdog"
+)
+
+const (
+	runLock  = "lock"
+	hostStop = 3 * time.Second // between a child's SIGTERM and SIGKILL
+)
+
+// host runs one replica: its watchdog, and the service and update processes as
+// the watchdog's children.
+type host struct {
+	member
+	roster  *archive.Roster
+	verbose io.Writer                       // gets the logs too, if set
+	phase   func(id uint32, rp childReport) // told of the end of each update phase
+
+	logs   []*logFile
+	phases uint64 // seen by changed, which only the watchdog's Run calls
+
+	mu     sync.Mutex // guards all below
+	output *bounded   // of the newest update child
+	report *childReport
+}
+
+// run serves the replica until ctx ends.
+func (h *host) run(ctx context.Context) error {
+	lock, err := h.claim()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	device, end, err := h.device(ctx)
+	if err != nil {
+		return fmt.Errorf("replica %d: %w", h.ID, err)
+	}
+	defer end()
+	defer h.closeLogs()
+	w := watchdog.New(h.config(device))
+	l, err := wire.ListenUnix(h.path(runDir), controlSocket)
+	if err != nil {
+		return fmt.Errorf("replica %d: %w", h.ID, err)
+	}
+	go h.control(ctx, l, w)
+	if err := w.Run(ctx); err != nil {
+		return fmt.Errorf("replica %d: %w", h.ID, err)
+	}
+	return nil
+}
+
+// claim keeps others from serving the replica.
+func (m member) claim() (io.Closer, error) {
+	if err := os.MkdirAll(m.path(runDir), 0o700); err != nil {
+		return nil, err
+	}
+	lock, err := lockFile(m.path(runDir, runLock))
+	if err != nil {
+		return nil, fmt.Errorf("replica %d: %w", m.ID, err)
+	}
+	return lock, nil
+}
+
+func (h *host) config(d watchdog.Device) watchdog.Config {
+	return watchdog.Config{
+		Schedule: h.roster.Schedule, Device: d,
+		Update: h.updateChild, Service: h.serviceChild,
+		PhaseLimit: h.roster.Limits.Phase.Std() + time.Second, // the child ends by itself, and says why
+		StopGrace:  hostStop,
+		Log:        slog.New(slog.NewTextHandler(h.log("watchdog"), nil)),
+		OnChange:   h.changed,
+	}
+}
+
+// log opens one of the replica's bounded logs.
+func (h *host) log(name string) *logFile {
+	l := &logFile{name: h.path(runDir, name+".log")}
+	if h.verbose != nil {
+		l.also = &prefixed{w: h.verbose, prefix: fmt.Sprintf("replica %d %s: ", h.ID, name)}
+	}
+	h.logs = append(h.logs, l)
+	return l
+}
+
+func (h *host) closeLogs() {
+	for _, l := range h.logs {
+		l.Close()
+	}
+}
+
+// serviceChild and updateChild make the commands of the two children: this
+// same binary, whatever has become of its file.
+func (h *host) serviceChild(context.Context) *exec.Cmd {
+	c := h.child("service")
+	c.Stderr = h.childLog("service")
+	return c
+}
+
+func (h *host) updateChild(context.Context) *exec.Cmd {
+	c := h.child("update", "--child")
+	out := new(bounded)
+	h.mu.Lock()
+	h.output = out
+	h.mu.Unlock()
+	c.Stdout, c.Stderr = out, h.childLog("update")
+	return c
+}
+
+// childLog finds the log that the children of one kind share.
+func (h *host) childLog(name string) *logFile {
+	for _, l := range h.logs {
+		if l.name == h.path(runDir, name+".log") {
+			return l
+		}
+	}
+	return h.log(name)
+}
+
+func (h *host) child(args ...string) *exec.Cmd {
+	c := exec.Command("/proc/self/exe", append(args, "--dir", h.dir)...)
+	c.Args[0] = "bonafide"
+	return c
+}
+
+// changed notes the end of each update phase.
+func (h *host) changed(s watchdog.State) {
+	if s.Phases == h.phases {
+		return
+	}
+	h.phases = s.Phases
+	rp := h.collect(s.LastError)
+	if h.phase != nil {
+		h.phase(h.ID, rp)
+	}
+}
+
+// collect reads what the update child printed. A child that printed nothing
+// did not come to its end.
+func (h *host) collect(trouble string) childReport {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var rp childReport
+	if h.output == nil || json.Unmarshal(h.output.Bytes(), &rp) != nil {
+		rp = childReport{Status: exitFailure, Error: trouble}
+	}
+	h.output, h.report = nil, &rp
+	return rp
+}
+
+// latest is what came of the newest update phase, nil before the first.
+func (h *host) latest() *childReport {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.report
+}
+
+// bounded keeps the first maxControl bytes written to it.
+type bounded struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (w *bounded) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.b.Write(p[:min(len(p), maxControl-w.b.Len())])
+	return len(p), nil
+}
+
+func (w *bounded) Bytes() []byte {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return bytes.Clone(w.b.Bytes())
+}
+
+// prefixed says on each line who wrote it.
+type prefixed struct {
+	w      io.Writer
+	prefix string
+	part   string // of a line without its end; owned by the one writer
+}
+
+func (p *prefixed) Write(b []byte) (int, error) {
+	lines := strings.Split(p.part+string(b), "\n")
+	p.part = lines[len(lines)-1]
+	for _, l := range lines[:len(lines)-1] {
+		if _, err := io.WriteString(p.w, p.prefix+plain(l)+"\n"); err != nil {
+			return 0, err
+		}
+	}
+	return len(b), nil
+}

@@ -1,0 +1,221 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/client"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Show what each replica says and attests of itself",
+		Long: `Ask every replica how it is. Epoch and head of a replica whose device answers are
+attested; the rest is what it says of itself. Of a local trial, directories and
+process ids are shown too. Ends with status 6 if fewer than f+1 replicas attest
+an epoch.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return about("status", "", a.status(c.Context()))
+		},
+	}
+	clientFlags(c)
+	c.Flags().String("dir", "", "`directory` of the trial (default: the local trial)")
+	return c
+}
+
+// replicaStatus is one replica as status prints it.
+type replicaStatus struct {
+	Type      string         `json:"message_type"`
+	ID        uint32         `json:"id"`
+	Address   string         `json:"address"`
+	Reachable bool           `json:"reachable"`
+	Attested  bool           `json:"attested"` // mode, epoch and head are proven by its device
+	Phase     string         `json:"phase"`
+	Mode      string         `json:"mode"`
+	MAS       string         `json:"mas"`
+	Epoch     archive.Epoch  `json:"epoch"`
+	Head      archive.Digest `json:"head"`
+	Root      archive.Digest `json:"root"`
+	Names     uint64         `json:"names"`
+	Pending   uint64         `json:"pending"`
+	Tick      uint64         `json:"tick"`
+	Counts    string         `json:"counts"`
+	Last      time.Time      `json:"last"`
+	Next      time.Time      `json:"next"`
+	Overdue   bool           `json:"overdue"`
+	Damaged   bool           `json:"damaged"`
+	Note      string         `json:"note"`
+	Directory string         `json:"directory,omitempty"`
+	Watchdog  int            `json:"watchdog,omitempty"` // process ids
+	Child     int            `json:"child,omitempty"`
+}
+
+func (a *app) status(ctx context.Context) error {
+	c, err := a.connect(false)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	all := make([]replicaStatus, 0, c.Roster.N())
+	attested := 0
+	for _, s := range c.Status(ctx) {
+		st := statusOf(s, c.Roster.Schedule)
+		if st.Attested && st.Epoch > 0 {
+			attested++
+		}
+		all = append(all, st)
+	}
+	a.locate(ctx, c.Roster, all)
+	if err := a.printStatus(c.Roster, all); err != nil {
+		return err
+	}
+	if need := c.Roster.F + 1; attested < need {
+		err := withStatus(exitUnavailable, fmt.Errorf("%d of %d needed replicas attest an epoch", attested, need))
+		return withHint(err, "in an update phase, try again in a moment; otherwise, is it served? bonafide serve")
+	}
+	return nil
+}
+
+func statusOf(s client.ReplicaStatus, schedule archive.Schedule) replicaStatus {
+	st := replicaStatus{Type: "replica", ID: s.ID, Address: s.Address, MAS: string(s.Profile)}
+	switch {
+	case errors.Is(s.Err, client.ErrUpdating):
+		st.Reachable, st.Phase, st.Mode = true, "update", "update"
+		st.Next = schedule.Next(time.Now())
+		return st
+	case s.Err != nil:
+		st.Phase, st.Note = "unknown", s.Err.Error()
+		return st
+	}
+	w := s.Status
+	st.Reachable, st.Phase, st.Mode, st.Note = true, w.Phase, w.Mode, w.Note
+	st.Epoch, st.Head, st.Root, st.Names = w.Epoch, w.Head, w.Root, w.Names
+	st.Pending, st.Tick, st.Counts = w.Pending, w.Tick, w.Counts
+	st.Last, st.Next, st.Overdue, st.Damaged = w.Last, w.Next, w.Overdue, w.Damaged
+	if v := s.Verified; v != nil {
+		st.Attested, st.Mode = true, v.Statement.Mode.String()
+		st.Epoch, st.Head, st.Root, st.Names = v.Record.Epoch, v.Head, archive.Digest(v.Record.Root), v.Record.Names
+		st.Last = v.Record.Time
+	} else if st.Note == "" && s.AttestErr != nil {
+		st.Note = s.AttestErr.Error()
+	}
+	return st
+}
+
+// locate adds directories and process ids of the replicas of the local trial,
+// if that is the archive asked.
+func (a *app) locate(ctx context.Context, r *archive.Roster, all []replicaStatus) {
+	local, err := loadRoster(trialAt(a.localDir()).path(rosterFile))
+	if err != nil || local.ID() != r.ID() {
+		return
+	}
+	members, err := membersIn(a.localDir())
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, controlLimit)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i, m := range members {
+		if i >= len(all) || all[i].ID != m.ID {
+			continue
+		}
+		all[i].Directory = m.dir
+		wg.Go(func() {
+			if reply, err := m.ask(ctx, doState); err == nil {
+				all[i].Watchdog, all[i].Child = reply.Watchdog, reply.Child
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func (a *app) printStatus(r *archive.Roster, all []replicaStatus) error {
+	if a.json {
+		for _, st := range all {
+			if err := a.message(st); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	rows := [][]string{{"ID", "ADDRESS", "PHASE", "MODE", "MAS", "EPOCH", "HEAD", "NAMES", "PENDING", "LAST", "NEXT", "NOTE"}}
+	for _, st := range all {
+		rows = append(rows, st.row())
+	}
+	for _, l := range table(rows) {
+		if err := a.line(a.out, plain(l)); err != nil {
+			return err
+		}
+	}
+	a.say("archive %s, update phases %s; MAS profile %s", quote(r.Name), r.Schedule, r.Profile())
+	a.say("%s", caution(r.Profile()))
+	return nil
+}
+
+func (st replicaStatus) row() []string {
+	row := []string{fmt.Sprint(st.ID), st.Address, st.Phase}
+	if !st.Reachable || st.Phase == "update" {
+		return append(row, st.Mode, st.MAS, "-", "-", "-", "-", "-", moment(st.Next), st.Note)
+	}
+	return append(row, st.Mode, st.MAS, fmt.Sprint(st.Epoch), st.Head.String()[:8], fmt.Sprint(st.Names),
+		fmt.Sprint(st.Pending), moment(st.Last), moment(st.Next), st.remarks())
+}
+
+// remarks say what is wrong with the replica.
+func (st replicaStatus) remarks() string {
+	var all []string
+	for _, r := range []struct {
+		is   bool
+		text string
+	}{{st.Damaged, "damaged"}, {!st.Attested, "not attested"}, {st.Overdue, "overdue"}, {st.Note != "", st.Note}} {
+		if r.is {
+			all = append(all, r.text)
+		}
+	}
+	return strings.Join(all, "; ")
+}
+
+func moment(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	if time.Until(t).Abs() < 12*time.Hour {
+		return t.Local().Format(time.TimeOnly)
+	}
+	return t.Local().Format(time.DateOnly)
+}
+
+// table aligns columns.
+func table(rows [][]string) []string {
+	width := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, cell := range row {
+			width[i] = max(width[i], len(cell))
+		}
+	}
+	var lines []string
+	for _, row := range rows {
+		var b strings.Builder
+		for i, cell := range row {
+			fmt.Fprintf(&b, "%-*s  ", width[i], cell)
+		}
+		lines = append(lines, strings.TrimRight(b.String(), " "))
+	}
+	return lines
+}
+
+func pad(n uint64, width int) string {
+	s := strconv.FormatUint(n, 10)
+	return strings.Repeat(" ", max(0, width-len(s))) + s
+}
