@@ -189,3 +189,31 @@ func tool(t *testing.T, s *tpm.Swtpm, name, arg string) string {
 	must(t, err)
 	return string(out)
 }
+
+// Killing the swtpm in the middle of stores loses none that was acknowledged,
+// and never tears the slots.
+func TestSwtpmKilledWhileStoring(t *testing.T) {
+	s, d := provision(t)
+	m := d.Open(t)
+	i := byte(0)
+	for round := range 12 {
+		left := round + 1 // stores before the kill
+		acked := make(chan byte)
+		go func(i byte) {
+			defer close(acked)
+			for ; m.Store(t.Context(), trusttest.Slots(i)) == nil; i++ {
+				acked <- i
+			}
+		}(i + 1)
+		for last := range acked {
+			i = last
+			if left--; left == 0 {
+				must(t, unix.Kill(s.Pid(), unix.SIGKILL))
+			}
+		}
+		cycle(t, s)
+		if got := state(t, d, m).Slots; got != trusttest.Slots(i) && got != trusttest.Slots(i+1) {
+			t.Fatalf("got %+v, want those of store %d or %d", got, i, i+1)
+		}
+	}
+}
