@@ -34,6 +34,7 @@ func TestMayResume(t *testing.T) {
 			}
 		}
 	}
+	left, r := leftAfterVote(t)
 	for _, row := range []struct {
 		name string
 		harm func(t *testing.T, dir string)
@@ -51,7 +52,11 @@ func TestMayResume(t *testing.T) {
 		{"torn log", tear, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			dir, r := leftAfterVote(t)
+			r.Dir = filepath.Join(t.TempDir(), "copy")
+			if err := os.CopyFS(r.Dir, os.DirFS(left)); err != nil {
+				t.Fatal(err)
+			}
+			dir := r.Dir
 			row.harm(t, dir)
 			if got := MayResume(dir); got != row.want {
 				t.Errorf("MayResume is %v", got)
