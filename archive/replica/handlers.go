@@ -36,7 +36,7 @@ type Lent struct {
 // PeerHandler serves what both phases serve: history, contents to read, and
 // proofs from the tree that trees lends. It bounds the time of each request.
 func PeerHandler(store *Store, trees Trees, log *slog.Logger) http.Handler {
-	p := &peerHandler{store: store, trees: trees, log: log}
+	p := newPeerHandler(store, trees, log)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.PathHistory, p.replying(p.history))
 	mux.HandleFunc("GET "+wire.PathProof, p.replying(p.proof))
@@ -45,9 +45,16 @@ func PeerHandler(store *Store, trees Trees, log *slog.Logger) http.Handler {
 }
 
 type peerHandler struct {
-	store *Store
-	trees Trees
-	log   *slog.Logger
+	store  *Store
+	trees  Trees
+	log    *slog.Logger
+	proofs chan struct{} // places for proofs
+}
+
+const maxProofs = 64
+
+func newPeerHandler(store *Store, trees Trees, log *slog.Logger) *peerHandler {
+	return &peerHandler{store: store, trees: trees, log: log, proofs: make(chan struct{}, maxProofs)}
 }
 
 // requestTime bounds how long a request without a content may take to arrive,
@@ -58,7 +65,9 @@ const requestTime = 30 * time.Second
 func (p *peerHandler) replying(f func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		c := http.NewResponseController(w)
-		c.SetReadDeadline(time.Now().Add(requestTime))
+		if r.ContentLength != 0 {
+			c.SetReadDeadline(time.Now().Add(requestTime))
+		}
 		c.SetWriteDeadline(time.Now().Add(2 * requestTime))
 		err := f(w, r)
 		if err == nil {
@@ -106,6 +115,11 @@ func (p *peerHandler) proof(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return badRequest(err)
 	}
+	leave, err := enter(r.Context(), p.proofs)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	lent, release, err := p.trees.Lend()
 	if err != nil {
 		return err

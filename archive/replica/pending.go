@@ -429,3 +429,15 @@ func parseUpload(b []byte) (u upload, ok bool) {
 	u.at = int64(binary.BigEndian.Uint64(b[72:]))
 	return u, true
 }
+
+// wantedNames returns all names that submissions ask for, none of them found
+// yet.
+func (p *Pending) wantedNames() map[archive.Name]bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make(map[archive.Name]bool, len(p.names))
+	for n := range p.names {
+		out[n] = false
+	}
+	return out
+}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"os"
 	"slices"
 	"time"
 
@@ -65,6 +66,11 @@ type treeRepair struct {
 }
 
 func (r *treeRepair) run(ctx context.Context) error {
+	r.store.building.Lock()
+	defer r.store.building.Unlock()
+	if err := os.MkdirAll(r.store.dir, 0o700); err != nil {
+		return fmt.Errorf("repair tree: %w", err)
+	}
 	if spans, ok := r.damaged(ctx); ok {
 		err := r.build(ctx, r.mended(ctx, spans))
 		if err == nil || ctx.Err() != nil || len(r.sources) == 0 {

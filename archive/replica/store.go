@@ -29,6 +29,8 @@ type Store struct {
 	dir    string
 	roster *archive.Roster
 
+	building sync.Mutex // held while the tree file is replaced
+
 	mu      sync.Mutex
 	pending *Pending // opened when first asked for
 }
@@ -106,7 +108,11 @@ func (s *Store) ClearTemp() error {
 // putFile writes path whole, or not at all: a temporary file, fsync, rename,
 // fsync of the directory.
 func (s *Store) putFile(path string, write func(*os.File) error) (err error) {
-	f, err := os.CreateTemp(filepath.Join(s.dir, tmpDir), "put-")
+	tmp := filepath.Join(s.dir, tmpDir)
+	if err := os.MkdirAll(tmp, 0o700); err != nil { // the store may be lost at any time
+		return full(err)
+	}
+	f, err := os.CreateTemp(tmp, "put-")
 	if err != nil {
 		return full(err)
 	}

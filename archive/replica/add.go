@@ -1,0 +1,319 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/wire"
+)
+
+// readBody reads a whole body of at most limit bytes.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err != nil {
+		return nil, bodyError(err)
+	}
+	return b, nil
+}
+
+func bodyError(err error) error {
+	var big *http.MaxBytesError
+	if errors.As(err, &big) {
+		return wire.Errorf(wire.CodeTooLarge, "body of more than %d bytes", big.Limit)
+	}
+	return wire.Errorf(wire.CodeBadRequest, "body is cut short")
+}
+
+// add takes a submission: signature, rights, age, quota and contents, and that
+// no name is bound to something else. It is on the disk before it is
+// acknowledged.
+func (s *service) add(w http.ResponseWriter, r *http.Request) error {
+	leave, err := enter(r.Context(), s.adds)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	sub, writer, err := s.readSubmission(w, r)
+	if err != nil {
+		return err
+	}
+	if err := writer.Permitted(sub); err != nil {
+		return wire.Errorf(wire.CodeDenied, "%v", err)
+	}
+	if err := sub.Fresh(s.Now(), s.Roster.Limits.SubmissionAge.Std()); err != nil {
+		return wire.Errorf(wire.CodeBadRequest, "%v", err)
+	}
+	ack, err := s.accept(r.Context(), sub, writer)
+	if err != nil {
+		return err
+	}
+	wire.WriteJSON(w, ack)
+	return nil
+}
+
+// readSubmission refuses a stranger by the first bytes, before it reads the
+// rest.
+func (s *service) readSubmission(w http.ResponseWriter, r *http.Request) (sub archive.Submission, writer archive.Writer, err error) {
+	body := http.MaxBytesReader(w, r.Body, int64(archive.MaxSubmission))
+	prefix := make([]byte, archive.SubmissionPrefix)
+	if _, err := io.ReadFull(body, prefix); err != nil {
+		return sub, writer, bodyError(err)
+	}
+	id, key, err := archive.SubmissionWriter(prefix)
+	if err != nil {
+		return sub, writer, badRequest(err)
+	}
+	if _, err := s.Roster.Admit(id, key); err != nil {
+		return sub, writer, wire.Errorf(wire.CodeDenied, "%v", err)
+	}
+	rest, err := io.ReadAll(body)
+	if err != nil {
+		return sub, writer, bodyError(err)
+	}
+	if sub, err = archive.ParseSubmission(append(prefix, rest...)); err != nil {
+		return sub, writer, badRequest(err)
+	}
+	if writer, err = sub.Verify(s.Roster); err != nil {
+		return sub, writer, wire.Errorf(wire.CodeDenied, "%v", err)
+	}
+	return sub, writer, nil
+}
+
+// accept buffers a submission whose writer may make it.
+func (s *service) accept(ctx context.Context, sub archive.Submission, writer archive.Writer) (wire.Ack, error) {
+	s.cleaning.RLock()
+	defer s.cleaning.RUnlock()
+	bound, err := s.boundAlready(sub)
+	if err != nil || bound.Status == wire.AckBound {
+		return bound, err
+	}
+	if err := s.holdsContents(ctx, sub); err != nil {
+		return wire.Ack{}, err
+	}
+	if err := s.pending.Admit(sub, writer); err != nil {
+		return wire.Ack{}, s.refusal("keep submission", err)
+	}
+	return wire.Ack{Status: wire.AckPending, Due: s.due(), Epoch: archive.Epoch(s.statement.Slots.Epoch) + 1}, nil
+}
+
+// refusal makes an error of the store one that the peer may read.
+func (s *service) refusal(what string, err error) error {
+	var known *wire.Error
+	switch {
+	case errors.As(err, &known):
+		return err
+	case errors.Is(err, ErrQuota):
+		return wire.Errorf(wire.CodeQuota, "%v", err)
+	case errors.Is(err, ErrFull):
+		s.Log.Error(what, "error", err)
+		return wire.Errorf(wire.CodeFull, "the replica's disk is full")
+	}
+	s.Log.Error(what, "error", err)
+	return wire.Errorf(wire.CodeUnavailable, "the replica cannot write")
+}
+
+// boundAlready looks all names up in the tree. The ack says "bound" if each has
+// just the content it should get; a name with another is a conflict, and proven.
+// A replica that has no tree to look into leaves that to the update phase.
+func (s *service) boundAlready(sub archive.Submission) (wire.Ack, error) {
+	lent, release, err := s.Lend()
+	if err != nil {
+		return wire.Ack{}, nil
+	}
+	defer release()
+	ack := wire.Ack{Status: wire.AckBound, Due: s.due()}
+	conflict := wire.Errorf(wire.CodeConflict, "")
+	for _, b := range sub.Bindings {
+		proof, err := query{name: []byte(b.Name)}.prove(lent)
+		if err != nil {
+			s.Damaged(lent, err)
+			return wire.Ack{}, nil
+		}
+		e, ok := proven(lent.Record, proof, b.Name)
+		switch {
+		case !ok:
+			ack.Status = ""
+		case e.Content != b.Content:
+			conflict.Conflicts = append(conflict.Conflicts, wire.Conflict{Name: b.Name, Proof: proof})
+		default:
+			ack.Epoch = max(ack.Epoch, e.Epoch)
+		}
+		if len(conflict.Conflicts) == wire.MaxProven {
+			break
+		}
+	}
+	if n := len(conflict.Conflicts); n > 0 {
+		conflict.Message = conflictMessage(conflict.Conflicts)
+		conflict.Record, conflict.Certificate = string(lent.Record.Bytes()), lent.Certificate.Bytes()
+		return wire.Ack{}, conflict
+	}
+	return ack, nil
+}
+
+func conflictMessage(all []wire.Conflict) string {
+	if len(all) > 1 {
+		return fmt.Sprintf("%d names are bound to other contents, %q first", len(all), string(all[0].Name))
+	}
+	return fmt.Sprintf("%q is bound to another content", string(all[0].Name))
+}
+
+// proven returns what a proof that has been checked says of a name.
+func proven(rec archive.EpochRecord, proof []byte, n archive.Name) (archive.Entry, bool) {
+	view, err := archive.VerifyProof(rec, proof)
+	if err != nil {
+		return archive.Entry{}, false
+	}
+	e, ok, err := archive.Lookup(view, n)
+	return e, ok && err == nil
+}
+
+// holdsContents checks that every content is here, with the size and block root
+// that the submission gives it.
+func (s *service) holdsContents(ctx context.Context, sub archive.Submission) error {
+	for _, b := range sub.Bindings {
+		have, err := s.held(ctx, b.Digest)
+		switch {
+		case errors.Is(err, ErrMissing), errors.Is(err, ErrDamaged):
+			return wire.Errorf(wire.CodeMissing, "content of %q is not here: %s", string(b.Name), b.Digest)
+		case err != nil:
+			return err
+		case have != b.Content:
+			return wire.Errorf(wire.CodeBadRequest, "content of %q has another size or block root", string(b.Name))
+		}
+	}
+	return nil
+}
+
+// held returns what is known of a content since it was uploaded, as long as a
+// file of its size is still there, or else what its file holds.
+func (s *service) held(ctx context.Context, d archive.Digest) (archive.Content, error) {
+	size, err := s.store.contentSize(d)
+	if err != nil {
+		return archive.Content{}, err
+	}
+	if u, ok := s.pending.upload(d); ok && u.size == uint64(size) {
+		return archive.Content{Digest: d, Size: u.size, Blocks: u.blocks}, nil
+	}
+	return s.store.CheckContent(ctx, d, nil)
+}
+
+// putContent takes a content that a writer sends under his signature.
+func (s *service) putContent(w http.ResponseWriter, r *http.Request) error {
+	up, writer, err := s.readUpload(r)
+	if err != nil {
+		return err
+	}
+	if size, err := s.store.contentSize(up.Digest); err == nil && uint64(size) == up.Size {
+		w.WriteHeader(http.StatusNoContent) // it is here: keep the body
+		return nil
+	}
+	leave, err := enter(r.Context(), s.uploads)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if err := s.receive(w, r, up, writer); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// readUpload checks, before the body is read, that a writer may send it.
+func (s *service) readUpload(r *http.Request) (up archive.Upload, writer archive.Writer, err error) {
+	d, err := archive.ParseDigest(r.PathValue("digest"))
+	if err != nil {
+		return up, writer, badRequest(err)
+	}
+	b, err := wire.DecodeBytes(r.Header.Get(wire.HeaderUpload), archive.UploadSize)
+	if err == nil {
+		up, err = archive.ParseUpload(b)
+	}
+	if err != nil {
+		return up, writer, wire.Errorf(wire.CodeDenied, "%s: %v", wire.HeaderUpload, err)
+	}
+	if writer, err = up.Verify(s.Roster); err != nil {
+		return up, writer, wire.Errorf(wire.CodeDenied, "%v", err)
+	}
+	switch {
+	case up.Digest != d || r.ContentLength < 0 || uint64(r.ContentLength) != up.Size:
+		return up, writer, wire.Errorf(wire.CodeBadRequest, "upload of another digest or length than signed")
+	case up.Size > s.Roster.Limits.ContentSize || up.Size > 1<<62:
+		return up, writer, wire.Errorf(wire.CodeTooLarge, "content of %d bytes, at most %d", up.Size, s.Roster.Limits.ContentSize)
+	}
+	return up, writer, nil
+}
+
+// receive keeps the body under the writer's quota.
+func (s *service) receive(w http.ResponseWriter, r *http.Request, up archive.Upload, writer archive.Writer) error {
+	release, err := s.pending.reserveUpload(writer, up.Writer, up.Size)
+	if err != nil {
+		return s.refusal("upload", err)
+	}
+	c, err := s.store.putContent(r.Context(), up.Digest, int64(up.Size), &slowReader{c: http.NewResponseController(w), r: r.Body})
+	if err != nil {
+		release()
+		return s.uploadError(r, err)
+	}
+	first, err := s.pending.putUpload(up.Digest, upload{writer: up.Writer, size: up.Size, blocks: c.Blocks, at: s.Now().Unix()})
+	if err != nil || !first {
+		release()
+	}
+	if err != nil {
+		return s.refusal("upload", err)
+	}
+	return nil
+}
+
+func (s *service) uploadError(r *http.Request, err error) error {
+	switch {
+	case errors.Is(err, archive.ErrIntegrity):
+		return wire.Errorf(wire.CodeBadRequest, "%v", err)
+	case errors.Is(err, ErrFull):
+		return s.refusal("upload", err)
+	case r.Context().Err() != nil, errors.Is(err, errBody):
+		return bodyError(err)
+	}
+	return s.refusal("upload", err)
+}
+
+// errBody says that the peer did not send what it should.
+var errBody = errors.New("request body")
+
+// slowReader gives the peer requestTime for each stride that it sends.
+type slowReader struct {
+	c     *http.ResponseController
+	r     io.Reader
+	since int
+}
+
+func (r *slowReader) Read(b []byte) (int, error) {
+	n, err := r.r.Read(b)
+	if r.since += n; r.since >= stride {
+		r.since = 0
+		r.c.SetReadDeadline(time.Now().Add(requestTime))
+		r.c.SetWriteDeadline(time.Now().Add(2 * requestTime))
+	}
+	if err != nil && err != io.EOF {
+		err = errors.Join(errBody, err)
+	}
+	return n, err
+}
+
+// isPending says whether a name waits for the next update phase.
+func (s *service) isPending(w http.ResponseWriter, r *http.Request) error {
+	b, err := wire.DecodeBytes(r.URL.Query().Get("name"), archive.MaxName)
+	if err != nil {
+		return badRequest(err)
+	}
+	if err := archive.Name(b).Check(); err != nil {
+		return badRequest(err)
+	}
+	wire.WriteJSON(w, wire.PendingState{Pending: s.pending.Wants(archive.Name(b)), Due: s.due()})
+	return nil
+}
