@@ -1,0 +1,360 @@
+package replica
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/wire"
+	"github.com/bonafide-archive/bonafide/tree"
+	"github.com/bonafide-archive/bonafide/tree/boltstore"
+	"github.com/bonafide-archive/bonafide/trust"
+)
+
+func (p *phase) newestEpoch() archive.Epoch {
+	p.know.Lock()
+	defer p.know.Unlock()
+	return p.newest.Epoch
+}
+
+func (p *phase) setAway(id uint32, away bool) {
+	p.know.update(func() { p.away[id] = away })
+}
+
+// takeCertificate takes a certificate that a peer holds.
+func (p *phase) takeCertificate(ctx context.Context, x *peer, b []byte) error {
+	if len(b) < 4 || uint64(binary.BigEndian.Uint32(b)) > uint64(len(b)-4) {
+		return archive.ErrFormat
+	}
+	n := binary.BigEndian.Uint32(b)
+	rec, cert, err := archive.VerifyRecord(p.Roster, b[4:4+n], b[4+n:])
+	if err != nil {
+		return err
+	}
+	if rec.Epoch > p.newestEpoch()+1 {
+		if err := p.fetchHistory(ctx, x); err != nil {
+			return nil // another peer may have it whole
+		}
+	} else if err := p.takeRecord(rec, cert); err != nil {
+		return err
+	}
+	p.know.update(func() { p.holds[x.ID] = rec.Epoch })
+	return nil
+}
+
+// takeRecord keeps a verified record and its certificate, if it is the one after
+// the newest we hold.
+func (p *phase) takeRecord(rec archive.EpochRecord, cert archive.Certificate) error {
+	p.recording.Lock()
+	defer p.recording.Unlock()
+	p.know.Lock()
+	newest := p.newest
+	p.know.Unlock()
+	if rec.Epoch != newest.Epoch+1 {
+		return nil
+	}
+	if rec.Previous != newest.Head() {
+		return fmt.Errorf("record of epoch %d: %w: not on top of the one before", rec.Epoch, archive.ErrIntegrity)
+	}
+	if err := p.store.PutRecord(rec, cert); err != nil {
+		return err
+	}
+	p.know.update(func() { p.newest = rec })
+	return nil
+}
+
+// putRecord keeps what we helped to certify.
+func (p *phase) putRecord(rec archive.EpochRecord, cert archive.Certificate) error {
+	if err := p.takeRecord(rec, cert); err != nil {
+		return err
+	}
+	if p.newestEpoch() < rec.Epoch {
+		return fmt.Errorf("record of epoch %d was not kept", rec.Epoch)
+	}
+	return nil
+}
+
+// fetchHistory takes from a peer all records after the newest we hold.
+func (p *phase) fetchHistory(ctx context.Context, x *peer) error {
+	for {
+		ctx, cancel := context.WithTimeout(ctx, p.Timeout)
+		records, err := x.client.History(ctx, p.newestEpoch()+1, wire.MaxHistory)
+		cancel()
+		if err != nil || len(records) == 0 {
+			return err
+		}
+		before := p.newestEpoch()
+		for _, r := range records {
+			rec, cert, err := archive.VerifyRecord(p.Roster, []byte(r.Record), r.Certificate)
+			if err != nil {
+				return err
+			}
+			if err := p.takeRecord(rec, cert); err != nil {
+				return err
+			}
+		}
+		if p.newestEpoch() == before {
+			return nil
+		}
+	}
+}
+
+// catchUp brings tree and device to the newest epoch that we hold a certificate
+// of: the tree by digest, then the head, upward only, then the counter. It tries
+// until ctx ends, or a newer epoch is there to try.
+func (p *phase) catchUp(ctx context.Context) error {
+	began := time.Now()
+	for {
+		p.know.Lock()
+		target := p.newest
+		p.know.Unlock()
+		if uint64(target.Epoch) < p.statement.Counter {
+			p.log.Warn("cannot take part", "err", errBurnt, "counter", p.statement.Counter, "epoch", target.Epoch)
+			return p.rebase(target)
+		}
+		err := p.adopt(ctx, target)
+		switch {
+		case err == nil:
+			p.step("tree and device at the newest epoch", began, "epoch", target.Epoch)
+			return p.rebase(target)
+		case ctx.Err() != nil || !errors.Is(err, errTree):
+			return fmt.Errorf("catch up to epoch %d: %w", target.Epoch, err)
+		}
+		p.log.Info("cannot repair the tree yet", "epoch", target.Epoch, "err", err)
+		if err := pause(ctx, retryPause); err != nil {
+			return fmt.Errorf("catch up to epoch %d: %w", target.Epoch, err)
+		}
+	}
+}
+
+// rebase makes rec what we build on.
+func (p *phase) rebase(rec archive.EpochRecord) error {
+	p.know.update(func() {
+		p.base = rec
+		p.inDoubt = p.doubt()
+	})
+	p.publishBase()
+	return nil
+}
+
+// adopt makes tree, head and counter those of a certified record.
+func (p *phase) adopt(ctx context.Context, rec archive.EpochRecord) error {
+	if err := p.ensureTree(ctx, rec); err != nil {
+		return err
+	}
+	held, ok := p.named()
+	if ok && held.Epoch > rec.Epoch {
+		return fmt.Errorf("the device holds epoch %d: %w", held.Epoch, archive.ErrIntegrity)
+	}
+	if ok && held.Epoch == rec.Epoch {
+		return p.mend(ctx, rec)
+	}
+	if err := p.storeHead(ctx, rec); err != nil {
+		return err
+	}
+	p.caughtUp = true
+	if _, cert, err := p.store.Record(rec.Epoch); err == nil && rec.Epoch > 0 {
+		p.publishCertificate(rec, cert)
+	}
+	return nil
+}
+
+// mend advances the counter to the head's epoch, in case a crash came between
+// the two.
+func (p *phase) mend(ctx context.Context, rec archive.EpochRecord) error {
+	for p.statement.Counter < uint64(rec.Epoch) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deviceTime)
+		err := p.MAS.Advance(ctx)
+		if err == nil {
+			err = p.lookAgain(ctx)
+		}
+		cancel()
+		if err != nil {
+			return fmt.Errorf("advance counter: %w", err)
+		}
+	}
+	p.trees.offer(rec)
+	return nil
+}
+
+// storeHead makes rec our head, once the tree on disk, filtered to the epoch
+// that the head names now, still gives that epoch's root: nothing has been
+// changed or removed, whatever is certified.
+func (p *phase) storeHead(ctx context.Context, rec archive.EpochRecord) error {
+	if held, ok := p.named(); ok {
+		if err := p.appendOnly(ctx, held, rec); err != nil {
+			return err
+		}
+	}
+	if err := p.storeSlots(ctx, trust.Slots{Head: rec.Head(), Epoch: uint64(rec.Epoch), Archive: p.id}); err != nil {
+		return fmt.Errorf("store head: %w", err)
+	}
+	if err := p.mend(ctx, rec); err != nil {
+		return err
+	}
+	p.know.update(func() { p.base = rec })
+	if err := p.settle(rec); err != nil {
+		p.log.Warn("clear pending submissions", "err", err)
+	}
+	return nil
+}
+
+// appendOnly checks that the tree on disk is rec's and, without what came after
+// held, held's.
+func (p *phase) appendOnly(ctx context.Context, held, rec archive.EpochRecord) error {
+	t, err := p.store.OpenTree(true)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	for _, want := range []archive.EpochRecord{rec, held} {
+		root, n, err := t.Rehash(ctx, upTo(want.Epoch))
+		if err != nil {
+			return err
+		}
+		if root != want.Root || n != want.Names {
+			return fmt.Errorf("tree for epoch %d %w: names of epoch %d were changed or removed", rec.Epoch, archive.ErrIntegrity, want.Epoch)
+		}
+	}
+	return nil
+}
+
+// upTo keeps the rows bound in epochs up to e. A row that is no entry is kept,
+// so that it shows.
+func upTo(e archive.Epoch) func(name, val []byte) bool {
+	return func(_, val []byte) bool {
+		entry, err := archive.ParseEntry(val)
+		return err != nil || entry.Epoch <= e
+	}
+}
+
+var errTree = errors.New("tree is not that of the epoch")
+
+// ensureTree makes the tree on disk that of rec. Later rows, of an attempt whose
+// head was never stored, are dropped; whatever else is wrong is repaired from
+// peers.
+func (p *phase) ensureTree(ctx context.Context, rec archive.EpochRecord) error {
+	good, later, err := p.rehash(ctx, rec)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case good && !later:
+		return nil
+	}
+	p.trees.withdraw()
+	switch {
+	case good:
+		err = p.rebuild(ctx, rec)
+	case rec.Names == 0:
+		_, _, err = boltstore.Build(ctx, p.store.TreePath(), nothing, (*tree.Hash)(&rec.Root))
+	default:
+		p.log.Warn("the tree does not give the root of its epoch; repairing it", "epoch", rec.Epoch, "err", err)
+		err = p.repair(ctx, rec)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errTree, err)
+	}
+	return nil
+}
+
+func nothing(func(tree.Pair, error) bool) {}
+
+// rehash recomputes the tree from its rows: whether those up to rec's epoch give
+// its root, and whether there are later ones.
+func (p *phase) rehash(ctx context.Context, rec archive.EpochRecord) (good, later bool, err error) {
+	t, err := p.store.OpenTree(true)
+	if err != nil {
+		return false, false, err
+	}
+	defer t.Close()
+	keep := upTo(rec.Epoch)
+	root, n, err := t.Rehash(ctx, func(name, val []byte) bool {
+		if keep(name, val) {
+			return true
+		}
+		later = true
+		return false
+	})
+	return err == nil && root == rec.Root && n == rec.Names, later, err
+}
+
+// rebuild writes the rows up to rec's epoch to a new file.
+func (p *phase) rebuild(ctx context.Context, rec archive.EpochRecord) error {
+	t, err := p.store.OpenTree(true)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	_, _, err = boltstore.Build(ctx, p.store.TreePath(), rowsUpTo(ctx, t, rec.Epoch), &rec.Root)
+	return err
+}
+
+func rowsUpTo(ctx context.Context, t *boltstore.Store, e archive.Epoch) iter.Seq2[tree.Pair, error] {
+	return func(yield func(tree.Pair, error) bool) {
+		keep := upTo(e)
+		err := t.Walk(ctx, nil, func(name, val []byte) error {
+			if keep(name, val) && !yield(tree.Pair{Name: name, Val: val}, nil) {
+				return errDone
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, errDone) {
+			yield(tree.Pair{}, err)
+		}
+	}
+}
+
+// repair takes the tree of rec from the peers.
+func (p *phase) repair(ctx context.Context, rec archive.EpochRecord) error {
+	var sources []TreeSource
+	for _, x := range p.peers {
+		sources = append(sources, x.client)
+	}
+	return RepairTree(ctx, p.store, rec, sources, p.log)
+}
+
+// settle drops from the pending buffer what the epoch has decided: submissions
+// whose names are all bound now, to whatever, and those that can be bound no
+// more.
+func (p *phase) settle(rec archive.EpochRecord) error {
+	pending, err := p.store.Pending()
+	if err != nil {
+		return err
+	}
+	t, err := p.store.OpenTree(true)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	var gone []archive.Digest
+	err = pending.Each(func(s archive.Submission) error {
+		over, err := p.isSettled(t, rec, s)
+		if over {
+			gone = append(gone, s.Digest())
+		}
+		return err
+	})
+	if err != nil || len(gone) == 0 {
+		return err
+	}
+	return pending.Drop(gone)
+}
+
+func (p *phase) isSettled(t *boltstore.Store, rec archive.EpochRecord, s archive.Submission) (bool, error) {
+	if rec.Time.Sub(s.Created) > p.Roster.Limits.SubmissionAge.Std() {
+		return true, nil
+	}
+	if w, err := s.Verify(p.Roster); err != nil || w.Permitted(s) != nil {
+		return true, nil
+	}
+	for _, x := range s.Bindings {
+		if _, ok, err := t.Get([]byte(x.Name)); err != nil || !ok {
+			return false, err
+		}
+	}
+	return true, nil
+}

@@ -1,0 +1,721 @@
+package replica
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/wire"
+	"github.com/bonafide-archive/bonafide/consensus"
+	"github.com/bonafide-archive/bonafide/trust"
+)
+
+type ed25519Key = ed25519.PrivateKey
+
+func ed25519Public(k archive.PublicKey) ed25519.PublicKey { return ed25519.PublicKey(k) }
+
+// TooFewError says how many replicas came to an update phase that needed more.
+type TooFewError struct{ Joined, Need int }
+
+func (e *TooFewError) Error() string {
+	return fmt.Sprintf("%d of %d needed replicas joined", e.Joined, e.Need)
+}
+
+// Unwrap returns ErrTooFew.
+func (e *TooFewError) Unwrap() error { return ErrTooFew }
+
+// knowledge is what peers have shown, guarded by phase.know.
+type knowledge struct {
+	asked      map[uint32][32]byte // our challenge to each peer
+	challenges map[uint32][32]byte // each peer's challenge to us
+	hellos     map[uint32]hello    // the newest of each, whoever asked for it
+	direct     map[uint32]hello    // the newest that answers our own challenge
+	away       map[uint32]bool     // peers that are not, or no longer, in update mode
+	live       uint64              // the highest tick that a peer has joined with good reason
+	newest     archive.EpochRecord // the newest epoch we hold a certificate of
+	holds      map[uint32]archive.Epoch
+	opened     bool
+}
+
+// newKnowledge draws a challenge for each peer.
+func newKnowledge(c Config) (*knowledge, error) {
+	k := &knowledge{
+		asked: make(map[uint32][32]byte), challenges: make(map[uint32][32]byte),
+		hellos: make(map[uint32]hello), direct: make(map[uint32]hello),
+		away: make(map[uint32]bool), holds: make(map[uint32]archive.Epoch),
+	}
+	for _, m := range c.Roster.Replicas {
+		var b [32]byte
+		if _, err := io.ReadFull(c.Rand, b[:]); err != nil {
+			return nil, fmt.Errorf("draw challenge: %w", err)
+		}
+		if m.ID != c.ID {
+			k.asked[m.ID] = b
+		}
+	}
+	return k, nil
+}
+
+// hello is a device's fresh answer to a peer's challenge.
+type hello struct {
+	from, to    uint32
+	challenge   [32]byte
+	attestation trust.Attestation
+	statement   trust.Statement // what it says, once checked
+}
+
+// Bytes returns be32 from || be32 to || challenge || attestation.
+func (h hello) Bytes() []byte {
+	b := binary.BigEndian.AppendUint32(nil, h.from)
+	b = binary.BigEndian.AppendUint32(b, h.to)
+	return append(append(b, h.challenge[:]...), h.attestation...)
+}
+
+func parseHello(b []byte) (h hello, err error) {
+	if len(b) < 40 || len(b) > 40+trust.MaxAttestation {
+		return h, fmt.Errorf("hello: %w: %d bytes", archive.ErrFormat, len(b))
+	}
+	h.from, h.to = binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:])
+	copy(h.challenge[:], b[8:])
+	h.attestation = slices.Clone(b[40:])
+	return h, nil
+}
+
+// newerThan orders the hellos of one replica by what its slots have come to.
+func (h hello) newerThan(o hello) bool {
+	a, b := h.statement.Slots, o.statement.Slots
+	return a.Epoch > b.Epoch || a.Epoch == b.Epoch && a.Tick > b.Tick
+}
+
+// greet shows a peer our challenge and takes its answer.
+func (p *phase) greet(ctx context.Context, x *peer) error {
+	ctx, cancel := context.WithTimeout(ctx, maxPoll+p.Timeout)
+	defer cancel()
+	h := hello{from: x.ID, to: p.ID, challenge: p.asked[x.ID]}
+	resp, err := p.request(ctx, x, http.MethodPost, pathHello, bytes.NewReader(h.challenge[:]))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if h.attestation, err = io.ReadAll(io.LimitReader(resp.Body, trust.MaxAttestation+1)); err != nil {
+		return err
+	}
+	if h, err = p.takeHello(h); err != nil {
+		return &badItem{itemHello, err}
+	}
+	p.board.publish(itemHello, h.Bytes())
+	x.greeted = resp.Header.Get(headerRun)
+	if archive.Epoch(h.statement.Slots.Epoch) > p.newestEpoch() {
+		return p.fetchHistory(ctx, x)
+	}
+	return nil
+}
+
+// serveHello answers a peer's challenge with a fresh attestation.
+func (p *phase) serveHello(w http.ResponseWriter, r *http.Request) {
+	from, err := wire.PeerID(r.TLS, p.Roster)
+	var challenge [32]byte
+	if _, short := io.ReadFull(r.Body, challenge[:]); err != nil || short != nil || from == p.ID {
+		http.Error(w, "bad hello", http.StatusBadRequest)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), maxPoll)
+	defer cancel()
+	if p.know.wait(ctx, func() (bool, error) { return p.opened, nil }) != nil {
+		http.Error(w, "not open yet", http.StatusServiceUnavailable)
+		return
+	}
+	att, err := p.answerHello(ctx, from, challenge)
+	if err != nil {
+		p.log.Error("answer hello", "peer", from, "err", err)
+		http.Error(w, "device failed", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set(headerRun, p.board.run)
+	w.Header().Set("Content-Length", strconv.Itoa(len(att)))
+	w.Write(att)
+}
+
+// answerHello attests to our slots under a nonce of the hello's own context: a
+// challenge can never be a vote.
+func (p *phase) answerHello(ctx context.Context, from uint32, challenge [32]byte) (trust.Attestation, error) {
+	p.helloing.Lock() // one at a time: devices are slow
+	defer p.helloing.Unlock()
+	att, err := p.MAS.Lookup(ctx, archive.HelloNonce(p.id, p.ID, from, challenge))
+	if err == nil {
+		p.know.update(func() { p.challenges[from] = challenge; p.away[from] = false })
+	}
+	return att, err
+}
+
+// takeHello checks a hello and keeps it if it is news.
+func (p *phase) takeHello(h hello) (hello, error) {
+	st, err := p.Roster.VerifyAttested(archive.Attested{Replica: h.from, Attestation: h.attestation},
+		archive.HelloNonce(p.id, h.from, h.to, h.challenge))
+	if err != nil {
+		return h, fmt.Errorf("hello of replica %d: %w", h.from, err)
+	}
+	h.statement = st
+	p.know.update(func() {
+		if old, ok := p.hellos[h.from]; !ok || h.newerThan(old) {
+			p.hellos[h.from] = h
+		}
+		if h.to == p.ID && h.challenge == p.asked[h.from] {
+			p.direct[h.from] = h
+			p.away[h.from] = st.Mode != trust.ModeUpdate
+		}
+	})
+	return h, nil
+}
+
+// buildsOn reports whether a device in this state can vote for the epoch after
+// base.
+func buildsOn(st trust.Statement, base archive.EpochRecord) bool {
+	if st.Mode != trust.ModeUpdate || st.Counter != uint64(base.Epoch) {
+		return false
+	}
+	fresh := st.Slots == trust.Slots{}
+	return fresh && base.Epoch == 0 || holdsHead(st.Slots, base)
+}
+
+func holdsHead(s trust.Slots, rec archive.EpochRecord) bool {
+	return archive.Digest(s.Archive) == rec.Archive && s.Epoch == uint64(rec.Epoch) && archive.Digest(s.Head) == rec.Head()
+}
+
+// maxLead bounds how far one hello can push the tick, so that a faulty replica
+// cannot use the ticks up.
+const maxLead = 16
+
+// nextTick returns 1 + the Q-th lowest of the ticks that replicas attest, at
+// least Q of them: Q can join there. It leaves the (f+1)-th highest, which is at
+// most a correct replica's, behind by no more than maxLead.
+func nextTick(ticks []uint64, f int) uint64 {
+	t := slices.Sorted(slices.Values(ticks))
+	return 1 + min(t[2*f], leadOf(t, f))
+}
+
+// justifies reports whether some Q of the ticks give one at least as high.
+func justifies(ticks []uint64, f int, tick uint64) bool {
+	t := slices.Sorted(slices.Values(ticks))
+	return len(t) > 2*f && tick <= 1+min(t[len(t)-1], leadOf(t, f))
+}
+
+func leadOf(sorted []uint64, f int) uint64 {
+	h := sorted[len(sorted)-1-f]
+	return h + min(maxLead, math.MaxUint64-1-min(h, math.MaxUint64-1))
+}
+
+// freeTick is the newest tick that a hello's replica cannot join any more. One
+// that it joined in this very boot it is still in.
+func freeTick(st trust.Statement) uint64 {
+	if st.Slots.Tick > 0 && st.Slots.Boot == st.Counts {
+		return st.Slots.Tick - 1
+	}
+	return st.Slots.Tick
+}
+
+// present returns how many replicas, with this one, are here to build on base.
+// It wants know.
+func (p *phase) present() int {
+	n := 1
+	for _, h := range p.direct {
+		if buildsOn(h.statement, p.base) {
+			n++
+		}
+	}
+	return n
+}
+
+// ticks returns what the hellos for base and our own slots attest, by of. It
+// wants know.
+func (p *phase) ticks(of func(trust.Statement) uint64) []uint64 {
+	all := []uint64{p.statement.Slots.Tick}
+	for _, h := range p.hellos {
+		if h.from != p.ID && buildsOn(h.statement, p.base) {
+			all = append(all, of(h.statement))
+		}
+	}
+	return all
+}
+
+// join finds the attempt to take part in and joins it. It returns nil without
+// an error where there is nothing left to take part in.
+func (p *phase) join(ctx context.Context) (*attempt, error) {
+	began := time.Now()
+	if a, err := p.resume(ctx); a != nil || err != nil {
+		return a, err
+	}
+	tick, err := p.gather(ctx)
+	if err != nil || tick == 0 {
+		return nil, err
+	}
+	p.step("tick chosen", began, "epoch", p.base.Epoch+1, "tick", tick)
+	return p.enter(ctx, tick)
+}
+
+// gather exchanges hellos until Q replicas are here, and the others are or the
+// grace is over, and returns the tick that they give; 0 if the phase is over.
+func (p *phase) gather(ctx context.Context) (uint64, error) {
+	stop := p.follow(ctx, p.takeEarly)
+	defer stop()
+	window := time.Now().Add(p.Roster.Limits.Join.Std())
+	for {
+		tick, err := p.gatherTick(ctx, window)
+		switch {
+		case errors.Is(err, errBehind):
+			if err := p.catchUp(ctx); err != nil { // 3. from the newest certified epoch
+				return 0, err
+			}
+		case err != nil || tick == 0:
+			return tick, err
+		case tick > p.statement.Slots.Tick:
+			return tick, nil
+		default:
+			return p.abstain(ctx)
+		}
+	}
+}
+
+var errBehind = errors.New("peers have a newer epoch")
+
+// gatherTick waits for company. Being behind comes first.
+func (p *phase) gatherTick(ctx context.Context, window time.Time) (tick uint64, err error) {
+	joining, cancel := context.WithDeadline(ctx, window)
+	defer cancel()
+	var over bool
+	err = p.know.wait(joining, func() (bool, error) {
+		over = p.isOver()
+		return p.live > p.statement.Slots.Tick || over || !p.inDoubt && p.present() >= p.Roster.Quorum(), p.isBehind()
+	})
+	switch {
+	case err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
+		return 0, p.tooFew()
+	case err != nil || over:
+		return 0, err
+	}
+	grace, cancel := context.WithTimeout(joining, p.Roster.Limits.Grace.Std())
+	defer cancel()
+	err = p.know.wait(grace, func() (bool, error) {
+		return p.live > p.statement.Slots.Tick || p.present() == p.Roster.N(), p.isBehind()
+	})
+	if errors.Is(err, errBehind) || ctx.Err() != nil {
+		return 0, err
+	}
+	p.know.Lock()
+	defer p.know.Unlock()
+	if p.live > p.statement.Slots.Tick {
+		return p.live, nil
+	}
+	return nextTick(p.ticks(freeTick), p.Roster.F), nil
+}
+
+// isBehind says whether peers proved a newer epoch, or ours is in doubt and
+// enough peers have been heard. It wants know.
+func (p *phase) isBehind() error {
+	heard := p.inDoubt && len(p.direct) >= p.Roster.Quorum()-1 && uint64(p.newest.Epoch) >= p.statement.Counter
+	if heard || p.newest.Epoch > p.base.Epoch {
+		return errBehind
+	}
+	return nil
+}
+
+// isOver says whether we hold the newest epoch already, having taken it over in
+// this phase, and too many peers have left for another. It wants know.
+func (p *phase) isOver() bool {
+	away := 0
+	for _, gone := range p.away {
+		if gone {
+			away++
+		}
+	}
+	return p.caughtUp && away > p.Roster.F && time.Since(p.began) > p.Roster.Limits.Grace.Std() &&
+		p.base.Due(p.Roster.Schedule).After(p.Now())
+}
+
+// tooFew is the end of a join window in which no quorum came.
+func (p *phase) tooFew() error {
+	if p.caughtUp {
+		return nil
+	}
+	p.know.Lock()
+	defer p.know.Unlock()
+	return &TooFewError{Joined: p.present(), Need: p.Roster.Quorum()}
+}
+
+// abstain sits an attempt out that our slots do not allow, until it is
+// certified or peers move on to one that they do.
+func (p *phase) abstain(ctx context.Context) (tick uint64, err error) {
+	p.log.Info("sitting this attempt out", "epoch", p.base.Epoch+1, "slot", p.statement.Slots.Tick)
+	err = p.know.wait(ctx, func() (bool, error) {
+		if p.newest.Epoch > p.base.Epoch {
+			return false, errCertified
+		}
+		tick = p.live
+		return tick > p.statement.Slots.Tick, nil
+	})
+	return tick, err
+}
+
+// takeEarly takes from a board what matters before an attempt is joined.
+func (p *phase) takeEarly(ctx context.Context, x *peer, it item) error {
+	switch it.kind {
+	case itemBase:
+		return p.takeBase(ctx, x, it.payload)
+	case itemHello:
+		h, err := parseHello(it.payload)
+		if err == nil && h.from != p.ID {
+			_, err = p.takeHello(h)
+		}
+		return err
+	case itemJoin:
+		_, err := p.takeJoin(x, it.payload)
+		return err
+	case itemCertificate:
+		return p.takeCertificate(ctx, x, it.payload)
+	}
+	return nil
+}
+
+// takeBase notes which epoch a peer builds on. One that has moved is greeted
+// again, since its hello is out of date.
+func (p *phase) takeBase(ctx context.Context, x *peer, b []byte) error {
+	if len(b) != 8+32 {
+		return archive.ErrFormat
+	}
+	epoch := binary.BigEndian.Uint64(b)
+	p.know.Lock()
+	stale := p.direct[x.ID].statement.Slots.Epoch != epoch
+	p.know.Unlock()
+	if stale {
+		if err := p.greet(ctx, x); err != nil {
+			return nil // the next pull finds out what is wrong
+		}
+	}
+	if archive.Epoch(epoch) > p.newestEpoch() {
+		p.fetchHistory(ctx, x)
+	}
+	return nil
+}
+
+// takeJoin checks a peer's join of any attempt on our base and notes its tick.
+// The zero tick says that it is for another base, so nothing to us.
+func (p *phase) takeJoin(x *peer, b []byte) (j consensus.Join, err error) {
+	if j, err = consensus.ParseJoin(b); err != nil {
+		return j, err
+	}
+	st, err := p.Roster.VerifyAttested(archive.Attested{Replica: j.Manifest.Replica, Attestation: j.Attestation}, j.Nonce())
+	if err != nil || j.Manifest.Replica != x.ID {
+		return j, fmt.Errorf("join of replica %d from replica %d: %w", j.Manifest.Replica, x.ID, err)
+	}
+	p.know.Lock()
+	base := p.base
+	p.know.Unlock()
+	if !buildsOn(st, base) {
+		return j, nil
+	}
+	if _, err := checkJoin(p.Roster, base, st.Slots.Tick, j); err != nil {
+		return j, err
+	}
+	p.know.update(func() {
+		if t := st.Slots.Tick; t > p.live && justifies(p.ticks(rawTick), p.Roster.F, t) {
+			p.live = t
+		}
+	})
+	return j, nil
+}
+
+func rawTick(st trust.Statement) uint64 { return st.Slots.Tick }
+
+// checkJoin checks that j enters the attempt at tick on base: attested in update
+// mode by the replica's device, on top of base, in this boot. It is pure.
+func checkJoin(r *archive.Roster, base archive.EpochRecord, tick uint64, j consensus.Join) (trust.Statement, error) {
+	m := j.Manifest
+	st, err := r.VerifyAttested(archive.Attested{Replica: m.Replica, Attestation: j.Attestation}, j.Nonce())
+	switch {
+	case err != nil:
+	case m.Instance != [32]byte(instanceOn(base, tick)):
+		err = errors.New("of another attempt")
+	case st.Mode != trust.ModeUpdate:
+		err = errors.New("attested in service mode")
+	case !holdsHead(st.Slots, base) || st.Counter != uint64(base.Epoch):
+		err = errors.New("not on top of the epoch before")
+	case st.Slots.Tick != tick:
+		err = fmt.Errorf("tick slot %d, want %d", st.Slots.Tick, tick)
+	case st.Slots.Boot != st.Counts || m.Reset != st.Counts.Reset || m.Restart != st.Counts.Restart:
+		err = errors.New("joined in another boot")
+	}
+	if err != nil {
+		return st, fmt.Errorf("join of replica %d: %w: %w", m.Replica, archive.ErrIntegrity, err)
+	}
+	return st, nil
+}
+
+// instanceOn returns the instance of the attempt at tick to make the epoch
+// after base.
+func instanceOn(base archive.EpochRecord, tick uint64) archive.Digest {
+	return archive.Instance(base.Archive, base.Epoch+1, tick, base.Head(), base.Roster)
+}
+
+// attempt is one tick. What comes from peers is guarded by phase.know.
+type attempt struct {
+	*phase
+	base     archive.EpochRecord
+	tick     uint64
+	inst     [32]byte
+	dir      tickDir
+	own      consensus.Join
+	company  int // how many replicas were here when we joined
+	unfollow func()
+	work     *tasks
+
+	joins     map[uint32]consensus.Join // the first of each
+	vouchers  map[uint32]consensus.Voucher
+	proposals map[uint32]proposal
+	carries   map[trust.Vote]consensus.Carried
+	claims    map[uint32]claim // what each peer's engine decided
+	prepares  map[uint32]ballot
+	readies   map[uint32]ballot
+	commits   map[uint32]ballot
+}
+
+func (p *phase) newAttempt(tick uint64) *attempt {
+	return &attempt{
+		phase: p, base: p.base, tick: tick, inst: instanceOn(p.base, tick), dir: p.dir.tick(p.base.Epoch+1, tick),
+		joins: make(map[uint32]consensus.Join), vouchers: make(map[uint32]consensus.Voucher),
+		proposals: make(map[uint32]proposal), carries: make(map[trust.Vote]consensus.Carried),
+		claims: make(map[uint32]claim), prepares: make(map[uint32]ballot),
+		readies: make(map[uint32]ballot), commits: make(map[uint32]ballot),
+	}
+}
+
+// enter joins the attempt at tick: it Stores tick and boot before it says
+// anything in it, freezes what it proposes, and attests to both.
+func (p *phase) enter(ctx context.Context, tick uint64) (*attempt, error) {
+	began := time.Now()
+	a := p.newAttempt(tick)
+	boot := p.statement.Counts
+	if err := a.dir.begin(boot.String()); err != nil {
+		return nil, fmt.Errorf("phase directory: %w", err)
+	}
+	if err := a.dir.write(fileChallenges, p.encodeChallenges()); err != nil {
+		return nil, fmt.Errorf("phase directory: %w", err)
+	}
+	slots := p.statement.Slots
+	if !holdsHead(slots, p.base) {
+		slots = trust.Slots{Head: p.base.Head(), Epoch: uint64(p.base.Epoch), Archive: p.id}
+	}
+	slots.Tick, slots.Boot = tick, boot
+	if err := p.storeSlots(ctx, slots); err != nil {
+		return nil, err
+	}
+	manifest, err := a.freeze(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("freeze pending submissions: %w", err)
+	}
+	a.start(ctx)
+	if err := a.attest(ctx, manifest); err != nil {
+		a.end()
+		return nil, err
+	}
+	p.step("joined", began, "tick", tick, "replicas", a.company, "bytes", manifest.Size)
+	return a, nil
+}
+
+// attest makes the join: once for an attempt, whatever happens.
+func (a *attempt) attest(ctx context.Context, m consensus.Manifest) error {
+	a.awaitChallenges(ctx)
+	j := consensus.Join{Manifest: m, Challenges: a.challengesToUs()}
+	att, err := a.MAS.Lookup(ctx, j.Nonce())
+	if err != nil {
+		return fmt.Errorf("join attestation: %w", err)
+	}
+	j.Attestation = att
+	if _, err := checkJoin(a.Roster, a.base, a.tick, j); err != nil {
+		return fmt.Errorf("own %w", err)
+	}
+	if err := a.phase.dir.tick(a.base.Epoch+1, a.tick).once(fileJoin, j.Bytes()); err != nil {
+		return err
+	}
+	a.announce(j)
+	return nil
+}
+
+// announce publishes our join, and before it the record that our committed slot
+// holds, so that whoever sees the slot can carry it over.
+func (a *attempt) announce(j consensus.Join) {
+	a.know.update(func() { a.own = j })
+	if c, err := a.ownCarry(); err != nil {
+		a.log.Warn("cannot show the record committed before", "err", err)
+	} else if c != nil {
+		a.takeCarry(c.Bytes())
+		a.board.publish(itemCarry, c.Bytes())
+	}
+	a.know.update(func() { a.joins[a.ID] = j })
+	a.board.publish(itemJoin, j.Bytes())
+}
+
+// awaitChallenges gives the peers that are here the time to greet us, so that
+// they can vouch for our join.
+func (a *attempt) awaitChallenges(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, a.Roster.Limits.Grace.Std())
+	defer cancel()
+	a.know.wait(ctx, func() (bool, error) {
+		a.company = a.present()
+		for id, h := range a.direct {
+			if _, ok := a.challenges[id]; !ok && buildsOn(h.statement, a.base) {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+}
+
+func (a *attempt) challengesToUs() (all []consensus.Challenge) {
+	a.know.Lock()
+	defer a.know.Unlock()
+	for _, m := range a.members {
+		if c, ok := a.challenges[m.ID]; ok {
+			all = append(all, consensus.Challenge{Replica: m.ID, Nonce: c})
+		}
+	}
+	return all
+}
+
+// encodeChallenges returns what we asked each peer, for a process that resumes
+// the attempt.
+func (p *phase) encodeChallenges() (b []byte) {
+	for _, m := range p.members {
+		c := p.asked[m.ID]
+		b = append(binary.BigEndian.AppendUint32(b, m.ID), c[:]...)
+	}
+	return b
+}
+
+func (p *phase) decodeChallenges(b []byte) error {
+	if len(b) != len(p.members)*(4+32) {
+		return archive.ErrFormat
+	}
+	for ; len(b) > 0; b = b[36:] {
+		if id := binary.BigEndian.Uint32(b); id != p.ID {
+			p.asked[id] = [32]byte(b[4:36])
+		}
+	}
+	return nil
+}
+
+// resume continues the attempt that an earlier process of this boot joined. The
+// device vouches for that: in this boot, nobody else has had the disk.
+func (p *phase) resume(ctx context.Context) (*attempt, error) {
+	slots := p.statement.Slots
+	if p.inDoubt || slots.Tick == 0 || slots.Tick == p.joined || slots.Boot != p.statement.Counts || !holdsHead(slots, p.base) {
+		return nil, nil
+	}
+	a := p.newAttempt(slots.Tick)
+	j, err := a.resumable()
+	if err != nil {
+		p.log.Info("cannot resume the attempt", "tick", slots.Tick, "err", err)
+		return nil, nil
+	}
+	p.log.Info("resuming", "epoch", p.base.Epoch+1, "tick", slots.Tick)
+	a.company, a.own = p.Roster.N(), j
+	a.start(ctx)
+	a.announce(j)
+	return a, nil
+}
+
+func (a *attempt) resumable() (j consensus.Join, err error) {
+	boot, err := a.dir.read(fileBoot)
+	if err != nil || string(boot) != a.statement.Counts.String() {
+		return j, fmt.Errorf("joined in another boot: %w", err)
+	}
+	challenges, err := a.dir.read(fileChallenges)
+	if err == nil {
+		err = a.decodeChallenges(challenges)
+	}
+	if err != nil {
+		return j, err
+	}
+	b, err := a.dir.read(fileJoin)
+	if err != nil {
+		return j, err
+	}
+	if j, err = consensus.ParseJoin(b); err != nil {
+		return j, err
+	}
+	if _, err := checkJoin(a.Roster, a.base, a.tick, j); err != nil {
+		return j, err
+	}
+	if !consensus.MayResume(a.dir.engine()) {
+		return j, consensus.ErrSpent
+	}
+	return j, nil
+}
+
+// start begins to follow the peers' boards for this attempt.
+func (a *attempt) start(ctx context.Context) {
+	a.joined = a.tick
+	a.work = newTasks(ctx)
+	a.unfollow = a.follow(ctx, a.take)
+}
+
+// end stops all that the attempt has under way.
+func (a *attempt) end() {
+	a.unfollow()
+	a.work.stop()
+}
+
+// take takes from a peer's board what concerns this attempt.
+func (a *attempt) take(ctx context.Context, x *peer, it item) error {
+	switch it.kind {
+	case itemJoin:
+		j, err := a.takeJoin(x, it.payload)
+		if err == nil && j.Manifest.Instance == a.inst {
+			a.vouch(x, j)
+		}
+		return err
+	case itemCarry:
+		return a.takeCarry(it.payload)
+	case itemVoucher:
+		return a.takeVoucher(x, it.payload)
+	case itemProposal:
+		return a.takeProposal(x, it.payload)
+	case itemBlock:
+		return a.takeClaim(x, it.payload)
+	case itemPrepare, itemReady, itemCommit:
+		return a.takeBallot(x, it)
+	}
+	return a.takeEarly(ctx, x, it)
+}
+
+// wait waits like watch.wait, and ends when there is no more point in the
+// attempt: peers have certified the epoch, or have gone on to a later tick
+// while this one has no quorum.
+func (a *attempt) wait(ctx context.Context, cond func() (bool, error)) error {
+	return a.know.wait(ctx, func() (bool, error) {
+		if ok, err := cond(); ok || err != nil {
+			return ok, err
+		}
+		return false, a.pointless()
+	})
+}
+
+// pointless wants know.
+func (a *attempt) pointless() error {
+	switch {
+	case a.newest.Epoch > a.base.Epoch:
+		return errCertified
+	case a.live > a.tick && len(a.joins) < a.Roster.Quorum():
+		return errMoveUp
+	}
+	return nil
+}

@@ -1,0 +1,226 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/consensus"
+	"github.com/bonafide-archive/bonafide/trust"
+)
+
+// Outcome says what an update phase came to at one replica.
+type Outcome struct {
+	Epoch    archive.Epoch  // the epoch that its device now attests
+	Head     archive.Digest // and its record's digest
+	Tick     uint64         // the attempt it took part in; 0: none
+	Joined   []uint32       // the join set of the epoch's record
+	Advanced bool           // it helped to certify the epoch in this phase
+	CaughtUp bool           // it took the epoch over from its peers
+}
+
+var (
+	// ErrTooFew reports that fewer than 2f+1 replicas came to the update
+	// phase. No epoch was made, and nothing is lost.
+	ErrTooFew = errors.New("too few replicas joined")
+	// ErrLocked reports a device that is not in update mode: only the watchdog,
+	// or a reset, opens an update phase.
+	ErrLocked = errors.New("the trusted device is in service mode; an update phase begins with its reset")
+
+	errCertified = errors.New("peers have certified the epoch")
+	errMoveUp    = errors.New("peers are at a later attempt")
+)
+
+// Update runs the update phase of one replica (talk, slide "Operation of
+// Bonafide"), from a device in update mode to a device that is locked: on
+// success, on failure and at the phase's deadline. It serves peers on the
+// replica's service address while it runs.
+func Update(ctx context.Context, c Config) (Outcome, error) {
+	c, err := c.filled()
+	if err != nil {
+		return Outcome{}, err
+	}
+	limit, cancel := context.WithTimeout(ctx, c.Roster.Limits.Phase.Std())
+	defer cancel()
+	p, err := newPhase(limit, c)
+	if err != nil {
+		return Outcome{}, errors.Join(fmt.Errorf("update: %w", err), lockDevice(ctx, c.MAS))
+	}
+	defer p.close()
+	out, err := p.run(limit)
+	if err != nil {
+		err = fmt.Errorf("update: %w", p.explain(limit, err))
+	}
+	return out, errors.Join(err, lockDevice(ctx, c.MAS))
+}
+
+// run is the update phase.
+func (p *phase) run(ctx context.Context) (Outcome, error) {
+	if err := p.open(ctx); err != nil { // 1. the tree gives the root of the record that head names
+		return Outcome{}, err
+	}
+	for {
+		out, err := p.attempt(ctx)
+		if errors.Is(err, errMoveUp) {
+			p.log.Info("moving up to a later attempt")
+			continue
+		}
+		if errors.Is(err, errCertified) {
+			return p.overtaken(ctx)
+		}
+		return out, err
+	}
+}
+
+// attempt is one tick of the update phase: 2f+1 proposals, one block, one epoch.
+func (p *phase) attempt(ctx context.Context) (Outcome, error) {
+	a, err := p.join(ctx) // 2. tick and 3. catch up; 4. freeze what we propose; attest to both
+	if err != nil || a == nil {
+		return p.outcome(0), err
+	}
+	defer a.end()
+	if err := a.propose(ctx); err != nil { // 5. vouchers: 2f+1 replicas hold our proposal
+		return Outcome{}, err
+	}
+	raw, err := a.agree(ctx) // 6. 2f+1 proposals, one block
+	if err != nil {
+		return Outcome{}, err
+	}
+	block, err := a.decided(raw) // 7. by the same rule once more, oneself
+	if err != nil {
+		return Outcome{}, err
+	}
+	rec, err := a.apply(ctx, block) // 8. old names keep their entry
+	if err != nil {
+		return Outcome{}, err
+	}
+	cert, err := a.certify(ctx, rec) // 9. prepare, commit: 2f+1 attestations
+	if err != nil {
+		return Outcome{}, err
+	}
+	if err := p.advance(ctx, rec, cert); err != nil { // the point of commitment; lock
+		return Outcome{}, err
+	}
+	a.linger(ctx, rec, replicasOf(block)) // 10. until the join set holds the certificate
+	out := p.outcome(a.tick)
+	out.Advanced = true
+	return out, nil
+}
+
+// phase is one replica in one update phase. know guards what comes from peers;
+// the rest is owned by run.
+type phase struct {
+	Config
+	log     *slog.Logger
+	key     ed25519Key // agreement key
+	id      archive.Digest
+	members []consensus.Member
+	store   *Store
+	dir     phaseDir
+	began   time.Time
+
+	statement trust.Statement     // our device's, newest
+	base      archive.EpochRecord // what our head names: the epoch we build on
+	caughtUp  bool
+	inDoubt   bool   // our device cannot vote on top of base
+	joined    uint64 // tick of the attempt we are in, or were
+	trees     *lender
+	checked   digestSet // submissions whose signatures are good
+	recording sync.Mutex
+	helloing  sync.Mutex
+
+	know watch
+	*knowledge
+	board   *board
+	peers   []*peer
+	serving *server
+}
+
+func newPhase(ctx context.Context, c Config) (p *phase, err error) {
+	p = &phase{Config: c, log: c.Log, id: c.Roster.ID(), began: time.Now(), board: newBoard(c.Rand)}
+	p.dir = phaseDir(filepath.Join(c.StoreDir(), "phase"))
+	p.members = membersOf(c.Roster)
+	if err := p.device(ctx); err != nil {
+		return nil, err
+	}
+	if p.knowledge, err = newKnowledge(c); err != nil {
+		return nil, err
+	}
+	if p.store, err = OpenStore(c.StoreDir(), c.Roster); err != nil {
+		return nil, err
+	}
+	p.trees = &lender{store: p.store}
+	for _, client := range c.peers(p.key) {
+		m, _ := c.Roster.Replica(client.ID())
+		p.peers = append(p.peers, &peer{Replica: m, client: client})
+	}
+	if err := p.listen(ctx); err != nil {
+		return nil, errors.Join(err, p.store.Close())
+	}
+	return p, nil
+}
+
+func replicasOf(b consensus.Block) (ids []uint32) {
+	for _, p := range b.Proposals {
+		ids = append(ids, p.Replica())
+	}
+	return ids
+}
+
+func membersOf(r *archive.Roster) []consensus.Member {
+	var all []consensus.Member
+	for _, m := range r.Replicas {
+		all = append(all, consensus.Member{ID: m.ID, Address: m.Agreement, Key: ed25519Public(m.Key)})
+	}
+	return all
+}
+
+func (p *phase) close() {
+	p.serving.close()
+	for _, peer := range p.peers {
+		peer.client.Close()
+	}
+	if err := p.store.Close(); err != nil {
+		p.log.Warn("close store", "err", err)
+	}
+}
+
+// step logs a step of the phase with how long it took.
+func (p *phase) step(name string, began time.Time, attrs ...any) {
+	p.log.Info(name, append([]any{"took", time.Since(began).Round(time.Millisecond)}, attrs...)...)
+}
+
+func (p *phase) outcome(tick uint64) Outcome {
+	return Outcome{Epoch: p.base.Epoch, Head: p.base.Head(), Tick: tick, Joined: p.base.Joined, CaughtUp: p.caughtUp}
+}
+
+// overtaken takes over an epoch that peers certified without us.
+func (p *phase) overtaken(ctx context.Context) (Outcome, error) {
+	if err := p.catchUp(ctx); err != nil {
+		return Outcome{}, err
+	}
+	return p.outcome(p.joined), nil
+}
+
+// explain says in a user's words why a phase that ran out of time made no epoch.
+func (p *phase) explain(ctx context.Context, err error) error {
+	if ctx.Err() == nil || !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return fmt.Errorf("epoch %d was not certified within %s: %w", p.base.Epoch+1, p.Roster.Limits.Phase.Std(), err)
+}
+
+// lockDevice ends update mode, whatever became of ctx.
+func lockDevice(ctx context.Context, m trust.MAS) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if err := m.Lock(ctx); err != nil {
+		return fmt.Errorf("lock device: %w", err)
+	}
+	return nil
+}

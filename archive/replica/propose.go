@@ -1,0 +1,268 @@
+package replica
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/consensus"
+)
+
+// maxBody bounds the body of one proposal. What does not fit waits for the next
+// epoch.
+const maxBody = 256 << 20
+
+// freeze cuts the pending submissions, sorted by digest, into pieces on the disk
+// and describes them. What is pending is revalidated: the disk was anybody's. An
+// empty body is a proposal.
+func (a *attempt) freeze(ctx context.Context) (consensus.Manifest, error) {
+	m := consensus.Manifest{
+		Instance: a.inst, Replica: a.ID, Time: a.Now().Unix(),
+		Reset: a.statement.Counts.Reset, Restart: a.statement.Counts.Restart,
+	}
+	pending, err := a.store.Pending()
+	if err != nil {
+		return m, err
+	}
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(a.writeBody(ctx, w, pending)) }()
+	defer r.Close()
+	err = consensus.Split(r, func(piece []byte) error {
+		m.Size += uint64(len(piece))
+		m.Pieces = append(m.Pieces, consensus.NewPiece(piece))
+		return a.phase.dir.putPiece(piece)
+	})
+	return m, err
+}
+
+var errBodyFull = errors.New("body is full")
+
+// writeBody writes the body: for each submission be32 length || submission.
+func (a *attempt) writeBody(ctx context.Context, w io.Writer, pending *Pending) error {
+	buf, size := bufio.NewWriterSize(w, 1<<16), 0
+	now, age := a.Now(), a.Roster.Limits.SubmissionAge.Std()
+	err := pending.Each(func(s archive.Submission) error {
+		if writer, err := s.Verify(a.Roster); err != nil || writer.Permitted(s) != nil || s.Fresh(now, age) != nil {
+			return ctx.Err()
+		}
+		b := s.Bytes()
+		if size += 4 + len(b); size > maxBody {
+			return errBodyFull
+		}
+		a.checked.add(archive.DigestOf(b))
+		return errors.Join(writeSubmission(buf, b), ctx.Err())
+	})
+	if errors.Is(err, errBodyFull) {
+		a.log.Warn("more is pending than one proposal holds; the rest waits for the next epoch")
+		err = nil
+	}
+	return errors.Join(err, buf.Flush())
+}
+
+func writeSubmission(w io.Writer, b []byte) error {
+	var n [4]byte
+	binary.BigEndian.PutUint32(n[:], uint32(len(b)))
+	if _, err := w.Write(n[:]); err != nil {
+		return err
+	}
+	_, err := w.Write(b)
+	return err
+}
+
+// bodyScanner reads a body's submissions one by one. Their digests strictly
+// ascend.
+type bodyScanner struct {
+	r    *bufio.Reader
+	last archive.Digest
+	any  bool
+}
+
+func newBodyScanner(r io.Reader) *bodyScanner {
+	return &bodyScanner{r: bufio.NewReaderSize(r, 1<<16)}
+}
+
+// next returns io.EOF after the last one.
+func (b *bodyScanner) next() (s archive.Submission, d archive.Digest, err error) {
+	var n [4]byte
+	if _, err := io.ReadFull(b.r, n[:]); err != nil {
+		return s, d, err // io.EOF only where a submission may begin
+	}
+	size := binary.BigEndian.Uint32(n[:])
+	if size > uint32(archive.MaxSubmission) {
+		return s, d, fmt.Errorf("body: %w: submission of %d bytes", archive.ErrFormat, size)
+	}
+	raw := make([]byte, size)
+	if _, err := io.ReadFull(b.r, raw); err != nil {
+		return s, d, fmt.Errorf("body: %w", io.ErrUnexpectedEOF)
+	}
+	d = archive.DigestOf(raw)
+	if b.any && bytes.Compare(b.last[:], d[:]) >= 0 {
+		return s, d, fmt.Errorf("body: %w: submissions out of order", archive.ErrFormat)
+	}
+	b.last, b.any = d, true
+	s, err = archive.ParseSubmission(raw)
+	return s, d, err
+}
+
+// digestSet remembers which submissions have good signatures.
+type digestSet struct {
+	mu  sync.Mutex
+	all map[archive.Digest]struct{}
+}
+
+func (s *digestSet) has(d archive.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.all[d]
+	return ok
+}
+
+func (s *digestSet) add(d archive.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all == nil {
+		s.all = make(map[archive.Digest]struct{})
+	}
+	s.all[d] = struct{}{}
+}
+
+// checkBody checks the form and signatures of a body whose pieces are all here.
+// Age, rights and quota are the merge's, which judges for all replicas alike.
+func (p *phase) checkBody(ctx context.Context, m consensus.Manifest) error {
+	b := newBodyScanner(p.dir.body(m))
+	for ctx.Err() == nil {
+		s, d, err := b.next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil && !p.checked.has(d) {
+			_, err = s.Verify(p.Roster)
+		}
+		if err != nil {
+			return err
+		}
+		p.checked.add(d)
+	}
+	return ctx.Err()
+}
+
+// hold brings all pieces of a body here, from whichever of the peers has them,
+// and checks them. It tries until ctx ends.
+func (p *phase) hold(ctx context.Context, m consensus.Manifest, from []*peer) error {
+	if m.Size > maxBody {
+		return fmt.Errorf("body of %d bytes: %w", m.Size, archive.ErrFormat)
+	}
+	for _, piece := range m.Pieces {
+		if err := p.holdPiece(ctx, piece, from); err != nil {
+			return fmt.Errorf("body of replica %d: %w", m.Replica, err)
+		}
+	}
+	if err := p.checkBody(ctx, m); err != nil {
+		return fmt.Errorf("body of replica %d: %w", m.Replica, err)
+	}
+	return nil
+}
+
+func (p *phase) holdPiece(ctx context.Context, piece consensus.Piece, from []*peer) error {
+	for {
+		if _, err := p.dir.piece(piece); err == nil {
+			return nil
+		}
+		for _, x := range from {
+			if p.fetchPiece(ctx, x, piece) == nil {
+				break
+			}
+		}
+		if _, err := p.dir.piece(piece); err == nil {
+			return nil
+		}
+		if err := pause(ctx, retryPause); err != nil {
+			return fmt.Errorf("piece %x is nowhere: %w", piece.Digest[:8], err)
+		}
+	}
+}
+
+// sources returns the peers, with those given first.
+func (p *phase) sources(first ...uint32) (all []*peer) {
+	taken := make(map[uint32]bool)
+	for _, id := range first {
+		for _, x := range p.peers {
+			if x.ID == id && !taken[id] {
+				all, taken[id] = append(all, x), true
+			}
+		}
+	}
+	for _, x := range p.peers {
+		if !taken[x.ID] {
+			all = append(all, x)
+		}
+	}
+	return all
+}
+
+// tasks are goroutines that end with what they belong to.
+type tasks struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	mu     sync.Mutex
+	ended  bool
+	all    sync.WaitGroup
+}
+
+func newTasks(ctx context.Context) *tasks {
+	t := new(tasks)
+	t.ctx, t.cancel = context.WithCancel(ctx)
+	return t
+}
+
+func (t *tasks) run(f func(ctx context.Context)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.ended {
+		t.all.Go(func() { f(t.ctx) })
+	}
+}
+
+func (t *tasks) stop() {
+	t.cancel()
+	t.mu.Lock()
+	t.ended = true
+	t.mu.Unlock()
+	t.all.Wait()
+}
+
+// propose vouches for our own proposal and publishes its certificate as soon as
+// Q replicas hold it. A replica whose proposal nobody vouches for still takes
+// part in the agreement on those of the others.
+func (a *attempt) propose(ctx context.Context) error {
+	v := consensus.SignVoucher(a.key, a.inst, a.ID, a.ID, a.own.Digest())
+	a.know.update(func() { a.vouchers[a.ID] = v })
+	a.work.run(a.certifyProposal)
+	return a.awaitProposals(ctx)
+}
+
+// awaitProposals returns once a block can be made of the proposals here: of
+// all replicas that came, or at least of Q when the grace is over.
+func (a *attempt) awaitProposals(ctx context.Context) error {
+	began := time.Now()
+	if err := a.wait(ctx, func() (bool, error) { _, ok := a.candidate(); return ok || len(a.claims) > 0, nil }); err != nil {
+		return fmt.Errorf("wait for proposals: %w", err)
+	}
+	grace, cancel := context.WithTimeout(ctx, a.Roster.Limits.Grace.Std())
+	defer cancel()
+	err := a.wait(grace, func() (bool, error) { return len(a.proposals) >= a.company || len(a.claims) > 0, nil })
+	if err != nil && (ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded)) {
+		return fmt.Errorf("wait for proposals: %w", err)
+	}
+	a.know.Lock()
+	defer a.know.Unlock()
+	a.step("proposals certified", began, "proposals", len(a.proposals))
+	return nil
+}
