@@ -18,9 +18,13 @@ var ErrSpent = errors.New("engine directory cannot be resumed")
 var ErrHalted = errors.New("engine halted")
 
 // Timeouts are the engine's: how long a round waits for its leader's block
-// (Propose) and for the votes (Vote), and what each further round adds. A zero
-// field takes its default: 5 s + 1 s, 1 s + 0.5 s.
-type Timeouts struct{ Propose, ProposeDelta, Vote, VoteDelta time.Duration }
+// (Propose) and for the votes (Vote), and what each further round adds. Linger
+// bounds how long a member that has decided stays for connected ones that have
+// not. A zero field takes its default: 5 s + 1 s, 1 s + 0.5 s, 1 s.
+type Timeouts struct {
+	Propose, ProposeDelta, Vote, VoteDelta time.Duration
+	Linger                                 time.Duration
+}
 
 func (t Timeouts) complete() Timeouts {
 	for _, f := range []struct {
@@ -28,7 +32,7 @@ func (t Timeouts) complete() Timeouts {
 		otherwise time.Duration
 	}{
 		{&t.Propose, 5 * time.Second}, {&t.ProposeDelta, time.Second},
-		{&t.Vote, time.Second}, {&t.VoteDelta, time.Second / 2},
+		{&t.Vote, time.Second}, {&t.VoteDelta, time.Second / 2}, {&t.Linger, time.Second},
 	} {
 		if *f.field <= 0 {
 			*f.field = f.otherwise
@@ -64,7 +68,7 @@ type Config struct {
 // decided. It works while more than two thirds of them are correct and connected;
 // otherwise it ends with ctx. On return the engine has stopped, so a member that
 // starts later must get the block elsewhere; members still connected are given
-// up to Timeouts.Vote to learn the decision.
+// up to Timeouts.Linger to learn the decision.
 //
 // A process killed within Agree may call it again with the same Config: it
 // resumes from Dir, and returns at once if the block was decided there. ErrSpent

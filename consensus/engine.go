@@ -141,10 +141,10 @@ func (e *engine) wait(ctx context.Context) ([]byte, error) {
 	}
 }
 
-// linger stays until every connected peer has decided, within one vote timeout:
+// linger stays until every connected peer has decided, within Timeouts.Linger:
 // a peer may still need this replica's last vote, which is sent by its own pace.
 func (e *engine) linger(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, e.config.Timeouts.Vote)
+	ctx, cancel := context.WithTimeout(ctx, e.config.Timeouts.Linger)
 	defer cancel()
 	tick := time.NewTicker(gossip)
 	defer tick.Stop()
