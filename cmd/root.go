@@ -128,8 +128,8 @@ To try it: bonafide tour. To keep a trial archive on this machine: bonafide serv
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
 		a.serveCommand(), a.addCommand(), a.getCommand(), a.updateCommand(), a.verifyCommand(),
-		a.lsCommand(), a.statusCommand(), a.serviceCommand(),
-		a.initCommand(), a.versionCommand(),
+		a.auditCommand(), a.lsCommand(), a.statusCommand(), a.serviceCommand(),
+		a.initCommand(), a.tourCommand(), a.versionCommand(),
 	}
 }
 

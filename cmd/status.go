@@ -52,6 +52,7 @@ type replicaStatus struct {
 	Counts    string         `json:"counts"`
 	Last      time.Time      `json:"last"`
 	Next      time.Time      `json:"next"`
+	Behind    archive.Epoch  `json:"behind"` // epochs that another replica's device attests to be ahead
 	Overdue   bool           `json:"overdue"`
 	Damaged   bool           `json:"damaged"`
 	Note      string         `json:"note"`
@@ -76,6 +77,7 @@ func (a *app) status(ctx context.Context) error {
 		all = append(all, st)
 	}
 	a.locate(ctx, c.Roster, all)
+	compare(all)
 	if err := a.printStatus(c.Roster, all); err != nil {
 		return err
 	}
@@ -110,6 +112,21 @@ func statusOf(s client.ReplicaStatus, schedule archive.Schedule) replicaStatus {
 		st.Note = s.AttestErr.Error()
 	}
 	return st
+}
+
+// compare notes who is behind the newest epoch that any device attests.
+func compare(all []replicaStatus) {
+	newest := archive.Epoch(0)
+	for _, st := range all {
+		if st.Attested {
+			newest = max(newest, st.Epoch)
+		}
+	}
+	for i := range all {
+		if st := &all[i]; st.Attested {
+			st.Behind = newest - st.Epoch
+		}
+	}
 }
 
 // locate adds directories and process ids of the replicas of the local trial,
@@ -178,7 +195,7 @@ func (st replicaStatus) remarks() string {
 	for _, r := range []struct {
 		is   bool
 		text string
-	}{{st.Damaged, "damaged"}, {!st.Attested, "not attested"}, {st.Overdue, "overdue"}, {st.Note != "", st.Note}} {
+	}{{st.Behind > 0, fmt.Sprintf("behind by %d", st.Behind)}, {st.Damaged, "damaged"}, {!st.Attested, "not attested"}, {st.Overdue, "overdue"}, {st.Note != "", st.Note}} {
 		if r.is {
 			all = append(all, r.text)
 		}

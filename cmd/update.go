@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -66,22 +67,26 @@ func (a *app) update(ctx context.Context, dir string, yes bool) error {
 	if err := a.mayReboot(members, yes); err != nil {
 		return err
 	}
+	phase := a.updateServed
 	if len(members) == 1 {
-		err := a.updateOne(ctx, members[0])
-		return a.updated(members, []error{err})
+		phase = a.updateOne
 	}
-	errs := make([]error, len(members))
-	done := make(chan struct{})
+	reports, errs := make([]childReport, len(members)), make([]error, len(members))
+	var wg sync.WaitGroup
 	for i, m := range members {
-		go func() {
-			errs[i] = a.updateServed(ctx, m)
-			done <- struct{}{}
-		}()
+		wg.Go(func() { reports[i], errs[i] = phase(ctx, m) })
 	}
-	for range members {
-		<-done
+	wg.Wait()
+	for i, m := range members {
+		if errs[i] == nil {
+			errs[i] = a.printPhase(m, reports[i])
+		}
 	}
-	return a.updated(members, errs)
+	err = allOf(errs)
+	if errors.Is(err, errNoWatchdog) && len(members) > 1 {
+		return withHint(err, "bonafide serve keeps the archive running")
+	}
+	return err
 }
 
 // mayReboot asks before an update phase that reboots the machine.
@@ -103,44 +108,44 @@ func (a *app) mayReboot(members []member, yes bool) error {
 }
 
 // updateServed asks the replica's watchdog.
-func (a *app) updateServed(ctx context.Context, m member) error {
+func (a *app) updateServed(ctx context.Context, m member) (childReport, error) {
 	reply, err := m.ask(ctx, doUpdate)
 	if err != nil {
-		return err
+		return childReport{}, err
 	}
-	rp := reply.Report
-	if rp == nil {
-		rp = &childReport{Status: exitFailure, Error: reply.Error}
+	rp := childReport{Status: exitFailure, Error: reply.Error}
+	if reply.Report != nil {
+		rp = *reply.Report
 	}
 	if rp.Error == "" && reply.Error != "" {
 		rp.Status, rp.Error = exitFailure, reply.Error
 	}
-	return a.printPhase(m, *rp)
+	return rp, nil
 }
 
 // updateOne asks the watchdog, or does without one.
-func (a *app) updateOne(ctx context.Context, m member) error {
-	err := a.updateServed(ctx, m)
+func (a *app) updateOne(ctx context.Context, m member) (childReport, error) {
+	rp, err := a.updateServed(ctx, m)
 	if !errors.Is(err, errNoWatchdog) {
-		return err
+		return rp, err
 	}
 	lock, err := m.claim()
 	if err != nil {
-		return err
+		return rp, err
 	}
 	defer lock.Close()
 	if m.MAS == masSwtpm { // its start is a device reset
 		s, err := tpm.StartSwtpm(ctx, m.path(masDir), m.path(runDir))
 		if err != nil {
-			return err
+			return rp, err
 		}
 		defer s.Stop()
 	}
-	rp, err := a.updatePhase(ctx, m)
+	rp, err = a.updatePhase(ctx, m)
 	if errors.Is(err, replica.ErrLocked) {
-		return withHint(fmt.Errorf("replica %d: %w", m.ID, err), "bonafide serve --dir %s opens an update phase", quote(m.dir))
+		return rp, withHint(fmt.Errorf("replica %d: %w", m.ID, err), "bonafide serve --dir %s opens an update phase", quote(m.dir))
 	}
-	return a.printPhase(m, rp)
+	return rp, nil // the report says it
 }
 
 // printPhase prints what came of a phase, and returns it as an error if it made
@@ -158,15 +163,6 @@ func (a *app) printPhase(m member, rp childReport) error {
 		Replica uint32 `json:"replica"`
 		childReport
 	}{"update", m.ID, rp}, "replica %d: epoch %d, joined by %s; %s", m.ID, rp.Epoch, replicas(rp.Joined), how)
-}
-
-// updated joins what came of the phases of several replicas.
-func (a *app) updated(members []member, errs []error) error {
-	err := allOf(errs)
-	if errors.Is(err, errNoWatchdog) && len(members) > 1 {
-		return withHint(err, "bonafide serve keeps the archive running")
-	}
-	return err
 }
 
 // allOf makes one error of several items': nil if none failed, the common

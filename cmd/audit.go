@@ -1,0 +1,154 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/replica"
+	"github.com/bonafide-archive/bonafide/trust/tpm"
+)
+
+func (a *app) auditCommand() *cobra.Command {
+	var repair bool
+	c := &cobra.Command{
+		Use:   "audit [--repair] [--dir DIR]",
+		Short: "Check everything that replicas hold, and repair it",
+		Long: `Read everything that a replica holds and check it: the tree against the head that
+its own device attests, each record of history against its chain and
+certificate, each content against its digest. With --repair, fetch what is
+damaged from the other replicas, which need not be trusted.
+
+Without --dir, every replica of the local trial. A replica that is served audits
+itself; another is audited by this process. Damage that is left ends with status
+5; a device that is behind the other replicas with 7: the next update phase
+mends that.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return about("audit", "", a.audit(c.Context(), a.localDir(), repair))
+		},
+	}
+	c.Flags().BoolVar(&repair, "repair", false, "fetch what is damaged from the other replicas")
+	c.Flags().String("dir", "", "`directory` of the replica or the trial (default: the local trial)")
+	return c
+}
+
+func (a *app) audit(ctx context.Context, dir string, repair bool) error {
+	members, err := membersIn(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range members {
+		rp, err := a.auditMember(ctx, m, replica.AuditOptions{Repair: repair})
+		if ctx.Err() != nil {
+			return err
+		}
+		errs = append(errs, a.audited(m, rp, err))
+	}
+	err = allOf(errs)
+	if !repair && exitStatus(err) == exitIntegrity {
+		return withHint(err, "bonafide audit --repair fetches good copies from the other replicas")
+	}
+	return err
+}
+
+// auditMember has the replica audit itself, or does it if nobody serves it.
+func (a *app) auditMember(ctx context.Context, m member, o replica.AuditOptions) (replica.Report, error) {
+	rp, err := replica.AuditServed(ctx, m.dir, o, a.event)
+	if !errors.Is(err, replica.ErrNotServed) {
+		return rp, err
+	}
+	if _, err := m.ask(ctx, doState); err == nil {
+		return rp, withStatus(exitUnavailable, withHint(errors.New("in an update phase"), "try again in a moment"))
+	}
+	lock, err := m.claim()
+	if err != nil {
+		return rp, err
+	}
+	defer lock.Close()
+	end, err := m.powered(ctx)
+	if err != nil {
+		return rp, err
+	}
+	defer end()
+	cfg, mas, err := a.replicaConfig(ctx, m)
+	if err != nil {
+		return rp, err
+	}
+	defer mas.Close()
+	return replica.Audit(ctx, cfg, o, a.event)
+}
+
+// powered gives a device that no watchdog runs its power, locked. The returned
+// function takes it away again.
+func (m member) powered(ctx context.Context) (func() error, error) {
+	if m.MAS != masSwtpm {
+		return func() error { return nil }, nil
+	}
+	s, err := tpm.StartSwtpm(ctx, m.path(masDir), m.path(runDir))
+	if err != nil {
+		return nil, err
+	}
+	if err := m.lockMAS(ctx); err != nil {
+		return nil, errors.Join(err, s.Stop())
+	}
+	return s.Stop, nil
+}
+
+// event prints one line of an audit's story as it comes.
+func (a *app) event(e replica.Event) {
+	if a.json {
+		if e.Type != replica.EventReport {
+			_ = a.message(e)
+		}
+		return
+	}
+	text := fmt.Sprintf("replica %d: %s: %s", e.Replica, e.Type, e.Subject())
+	if e.Detail != "" {
+		text += ": " + e.Detail
+	}
+	switch e.Type {
+	case replica.EventDamage, replica.EventRepaired, replica.EventUnrepaired:
+		_ = a.line(a.out, plain(text))
+	case replica.EventBehind:
+		_ = a.line(a.out, plain(fmt.Sprintf("replica %d: behind: epoch %d is proven by others: %s", e.Replica, e.Epoch, e.Detail)))
+	}
+}
+
+// audited prints a replica's report, and returns what is wrong as an error.
+func (a *app) audited(m member, rp replica.Report, err error) error {
+	switch {
+	case errors.Is(err, replica.ErrBusy):
+		return withStatus(exitUnavailable, withHint(fmt.Errorf("replica %d: %w", m.ID, err), "try again in a moment"))
+	case err != nil:
+		return fmt.Errorf("replica %d: %w", m.ID, err)
+	}
+	err = a.result(struct {
+		Type string `json:"message_type"`
+		replica.Report
+	}{"audit", rp}, "replica %d: epoch %d: %d records, %d names, %d contents of %d bytes: %s",
+		m.ID, rp.Epoch, rp.Records, rp.Names, rp.Contents, rp.Bytes, verdict(rp))
+	switch {
+	case err != nil:
+		return err
+	case !rp.Sound():
+		return fmt.Errorf("replica %d: %w: %d damaged, %d repaired", m.ID, archive.ErrIntegrity, rp.Damaged, rp.Repaired)
+	case rp.Behind > 0:
+		return withStatus(exitStale, fmt.Errorf("replica %d: its device is %d epochs behind", m.ID, rp.Behind))
+	}
+	return nil
+}
+
+func verdict(rp replica.Report) string {
+	switch {
+	case rp.Damaged == 0:
+		return "sound"
+	case rp.Sound():
+		return fmt.Sprintf("%d damaged, all repaired", rp.Damaged)
+	}
+	return fmt.Sprintf("%d damaged, %d repaired", rp.Damaged, rp.Repaired)
+}
