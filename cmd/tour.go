@@ -341,9 +341,19 @@ func (t *tour) rollBackMost() error {
 }
 
 func (t *tour) heal() error {
-	t.tell("The next update phase brings them back to what is certified: one replica that\nstill has it is enough.")
-	if err := t.run(exitDone, "update"); err != nil {
+	t.tell("Two get their own state back. The third needs no help: the next update phase\nbrings it to what the others have certified.")
+	if err := t.restart("was", 2, 3); err != nil {
 		return err
+	}
+	if err := t.await(func(epochs map[uint32]archive.Epoch, newest archive.Epoch) bool {
+		return epochs[2] == newest && epochs[3] == newest
+	}); err != nil {
+		return err
+	}
+	for _, command := range []string{"update", "status"} {
+		if err := t.run(exitDone, command); err != nil {
+			return err
+		}
 	}
 	return t.run(exitDone, "get", "tour/later.txt")
 }
@@ -373,19 +383,23 @@ func (t *tour) keep(id uint32) error {
 	return nil
 }
 
-// rollBack puts the kept state in place of the present one, and kills the
-// service process, so that the next one works with it.
+// rollBack puts the kept state of replicas in place of the present one.
 func (t *tour) rollBack(ids ...uint32) error {
+	if err := t.restart("kept", ids...); err != nil {
+		return err
+	}
+	return t.await(func(epochs map[uint32]archive.Epoch, newest archive.Epoch) bool {
+		return !slices.ContainsFunc(ids, func(id uint32) bool { return epochs[id] == 0 || epochs[id] == newest })
+	})
+}
+
+// restart swaps the state of replicas with one laid aside, and kills their
+// service processes, so that the next ones work with it.
+func (t *tour) restart(aside string, ids ...uint32) error {
 	for _, id := range ids {
-		t.tellStep("put the copy of replica %d back and kill its service process", id)
-		for _, part := range stolen {
-			now := t.trial.path(replicaDir(id), part)
-			if err := os.Rename(now, filepath.Join(t.base, fmt.Sprintf("was-%d-%s", id, part))); err != nil {
-				return err
-			}
-			if err := os.Rename(filepath.Join(t.base, "kept", replicaDir(id), part), now); err != nil {
-				return err
-			}
+		t.tellStep("put the %s state of replica %d in place and kill its service process", adjective[aside], id)
+		if err := t.swap(aside, id); err != nil {
+			return err
 		}
 		reply, err := member{ID: id, dir: t.trial.path(replicaDir(id))}.ask(t.ctx, doState)
 		if err != nil {
@@ -398,25 +412,45 @@ func (t *tour) rollBack(ids ...uint32) error {
 			return err
 		}
 	}
-	return t.awaitEpoch(1, ids)
+	return nil
 }
 
-// awaitEpoch waits until the replicas serve the epoch that the tour first made
-// when it asked, which is older than the newest.
-func (t *tour) awaitEpoch(behind archive.Epoch, ids []uint32) error {
+var adjective = map[string]string{"kept": "old", "was": "new"}
+
+// swap moves the present state out of the way and one laid aside in its place.
+func (t *tour) swap(aside string, id uint32) error {
+	for _, part := range stolen {
+		now := t.trial.path(replicaDir(id), part)
+		for _, move := range [][2]string{
+			{now, filepath.Join(t.base, "out", replicaDir(id), part)},
+			{filepath.Join(t.base, aside, replicaDir(id), part), now},
+			{filepath.Join(t.base, "out", replicaDir(id), part), filepath.Join(t.base, "was", replicaDir(id), part)},
+		} {
+			if err := os.MkdirAll(filepath.Dir(move[1]), 0o700); err != nil {
+				return err
+			}
+			if err := os.Rename(move[0], move[1]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// await waits until the epochs that the replicas attest are as wanted.
+func (t *tour) await(wanted func(epochs map[uint32]archive.Epoch, newest archive.Epoch) bool) error {
 	ctx, cancel := context.WithTimeout(t.ctx, tourLimit)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		epochs, newest, err := t.epochs()
-		if err == nil && !slices.ContainsFunc(ids, func(id uint32) bool { return epochs[id] == 0 || epochs[id]+behind > newest }) {
+		if epochs, newest, err := t.epochs(); err == nil && wanted(epochs, newest) {
 			return nil
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("replicas %s did not come back: %w", replicas(ids), ctx.Err())
+			return fmt.Errorf("replicas did not come back: %w", ctx.Err())
 		}
 	}
 }
