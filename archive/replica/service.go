@@ -129,13 +129,16 @@ func (s *service) run(ctx context.Context) error {
 		public.Close()
 		return err
 	}
-	ctx, stop := context.WithCancel(ctx)
+	requests, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	work, stop := context.WithCancel(ctx)
 	defer stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { s.keep(ctx) })
+	wg.Go(func() { s.keep(work) })
 	errs := make(chan error, 2)
-	web, ctl := s.webServer(ctx), s.controlServer(ctx)
+	door := newGate(s.handler())
+	web, ctl := s.webServer(requests, door), s.controlServer(work)
 	go func() { errs <- web.ServeTLS(public, "", "") }()
 	go func() { errs <- ctl.Serve(control) }()
 	s.Log.Info("serving", "address", s.Listen, "epoch", s.statement.Slots.Epoch)
@@ -144,9 +147,13 @@ func (s *service) run(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	stop()
-	shutDown(web, ctl)
-	return err
+	door.close(shutdownGrace)
+	cut()
+	return errors.Join(err, web.Close(), ctl.Close())
 }
+
+// shutdownGrace is how long requests under way have when the service ends.
+const shutdownGrace = time.Second
 
 func (s *service) listen() (net.Listener, error) {
 	l, err := net.Listen("tcp", s.Listen)
@@ -156,28 +163,13 @@ func (s *service) listen() (net.Listener, error) {
 	return netutil.LimitListener(l, maxConns), nil
 }
 
-// shutDown gives requests under way a second to end.
-func shutDown(servers ...*http.Server) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	var wg sync.WaitGroup
-	for _, srv := range servers {
-		wg.Go(func() {
-			if srv.Shutdown(ctx) != nil {
-				srv.Close()
-			}
-		})
-	}
-	wg.Wait()
-}
-
-func (s *service) webServer(ctx context.Context) *http.Server {
+func (s *service) webServer(ctx context.Context, h http.Handler) *http.Server {
 	tlsConfig, err := wire.ServiceTLS(s.ServiceKey)
 	if err != nil {
 		panic("replica: service key: " + err.Error())
 	}
 	return &http.Server{
-		Handler:           s.handler(),
+		Handler:           h,
 		TLSConfig:         tlsConfig,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: 10 * time.Second,

@@ -1,0 +1,507 @@
+package replica
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/archivetest"
+	"github.com/bonafide-archive/bonafide/archive/wire"
+	"github.com/bonafide-archive/bonafide/trust"
+	"github.com/bonafide-archive/bonafide/trust/soft"
+)
+
+// served is a replica's service process inside a test.
+type served struct {
+	*archivetest.Replica
+	client *wire.Client
+	stop   func()
+}
+
+func serviceConfig(t testing.TB, a *archivetest.Archive, r *archivetest.Replica) Config {
+	return Config{
+		Dir: r.Dir, ID: r.ID, Roster: a.Roster, MAS: r.MAS, ServiceKey: r.ServiceKey, Share: 1,
+		Timeout: 2 * time.Second, Retry: 50 * time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	}
+}
+
+// startService serves a replica until the test ends or stop is called. edit may
+// change its configuration.
+func startService(t testing.TB, a *archivetest.Archive, r *archivetest.Replica, edit ...func(*Config)) *served {
+	t.Helper()
+	c := serviceConfig(t, a, r)
+	for _, f := range edit {
+		f(&c)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, c) }()
+	s := &served{Replica: r, client: wire.NewClient(r.Replica, a.Roster, wire.Options{Timeout: 5 * time.Second})}
+	s.stop = func() {
+		if cancel(); done == nil {
+			return
+		}
+		if err := <-done; err != nil {
+			t.Errorf("replica %d: %v", r.ID, err)
+		}
+		done = nil
+		s.client.Close()
+	}
+	t.Cleanup(s.stop)
+	waitFor(t, "service of replica "+fmt.Sprint(r.ID), func() bool {
+		st, err := s.client.Status(t.Context())
+		return err == nil && !strings.Contains(st.Note, "being checked")
+	})
+	return s
+}
+
+// waitFor waits until ok.
+func waitFor(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(20 * time.Second); !ok(); {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("timed out: %s", what)
+		}
+	}
+}
+
+// files returns n small files under prefix.
+func files(prefix string, n int) map[archive.Name][]byte {
+	out := make(map[archive.Name][]byte)
+	for i := range n {
+		name := fmt.Sprintf("%s/%04d", prefix, i)
+		out[archive.Name(name)] = []byte("content of " + name)
+	}
+	return out
+}
+
+func get(t testing.TB, a *archivetest.Archive, s *served, n archive.Name) (archive.Entry, bool, error) {
+	t.Helper()
+	nonce := trust.Nonce(archive.DigestOf([]byte(rand.Text())))
+	ans, err := s.client.Answer(t.Context(), wire.AnswerRequest{Nonce: nonce, Name: n})
+	if err != nil {
+		return archive.Entry{}, false, err
+	}
+	v, err := ans.Verify(a.Roster, s.ID, nonce)
+	if err != nil {
+		return archive.Entry{}, false, err
+	}
+	return archive.Lookup(v.View, n)
+}
+
+// A replica answers for present and absent names, whole ranges, further proofs
+// under the attested head, history and contents.
+func TestServeGet(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, files("a", 20))
+	s := startService(t, a, a.Replicas[0])
+	e, ok, err := get(t, a, s, "a/0007")
+	if err != nil || !ok || e.Content != archivetest.ContentOf([]byte("content of a/0007")) {
+		t.Errorf("present: got %v, %t, %v", e, ok, err)
+	}
+	if _, ok, err := get(t, a, s, "b"); err != nil || ok {
+		t.Errorf("absent: got %t, %v", ok, err)
+	}
+	t.Run("range", func(t *testing.T) { testRange(t, a, s) })
+	t.Run("proof", func(t *testing.T) { testProof(t, a, s) })
+	t.Run("content", func(t *testing.T) { testContent(t, s, e) })
+	h, err := s.client.History(t.Context(), 0, 10)
+	if err != nil || len(h) != 1 || h[0].Record != string(a.Record.Bytes()) {
+		t.Errorf("history: got %v, %v", h, err)
+	}
+	st, err := s.client.Status(t.Context())
+	if err != nil || st.Epoch != 1 || st.Names != 20 || st.Head != a.Record.Head() || st.Mode != "service" || st.Damaged || st.Overdue || st.Note != "" {
+		t.Errorf("status: got %+v, %v", st, err)
+	}
+}
+
+func testRange(t *testing.T, a *archivetest.Archive, s *served) {
+	nonce := trust.Nonce{9}
+	g := &wire.Range{From: []byte("a/0005"), To: []byte("a/0010"), Limit: 100}
+	ans, err := s.client.Answer(t.Context(), wire.AnswerRequest{Nonce: nonce, Range: g})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := ans.Verify(a.Roster, s.ID, nonce)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pairs, next, err := v.View.Page(g.From, g.To)
+	if err != nil || len(pairs) != 5 || next != nil {
+		t.Errorf("got %d pairs, next %q, %v", len(pairs), next, err)
+	}
+}
+
+func testProof(t *testing.T, a *archivetest.Archive, s *served) {
+	p, err := s.client.ProofOf(t.Context(), a.Record.Head(), "a/0001")
+	if err != nil {
+		t.Fatal(err)
+	}
+	view, err := archive.VerifyProof(a.Record, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok, err := archive.Lookup(view, "a/0001"); !ok || err != nil {
+		t.Errorf("got %t, %v", ok, err)
+	}
+	var e *wire.Error
+	if _, err := s.client.ProofOf(t.Context(), archive.Digest{1}, "a/0001"); !errors.As(err, &e) || e.Code != wire.CodeStaleHead || e.Record != string(a.Record.Bytes()) {
+		t.Errorf("stale head: got %v", err)
+	}
+}
+
+func testContent(t *testing.T, s *served, e archive.Entry) {
+	body, size, err := s.client.Content(t.Context(), e.Digest, 3)
+	if err != nil || size != int64(e.Size) {
+		t.Fatalf("got %d, %v", size, err)
+	}
+	defer body.Close()
+	if b, err := io.ReadAll(body); string(b) != "tent of a/0007" {
+		t.Errorf("got %q, %v", b, err)
+	}
+	if has, err := s.client.HasContent(t.Context(), archive.Digest{}); has || err != nil {
+		t.Errorf("missing content: got %t, %v", has, err)
+	}
+	if has, err := s.client.HasContent(t.Context(), e.Digest); !has || err != nil {
+		t.Errorf("held content: got %t, %v", has, err)
+	}
+}
+
+// upAndAdd uploads all files, then submits them.
+func upAndAdd(t testing.TB, a *archivetest.Archive, s *served, sub archive.Submission, all map[archive.Name][]byte) (wire.Ack, error) {
+	t.Helper()
+	for _, b := range all {
+		up := archive.SignUpload(a.Writer, a.Roster.ID(), archivetest.ContentOf(b))
+		if err := s.client.PutContent(t.Context(), up, int64(len(b)), bytes.NewReader(b)); err != nil {
+			return wire.Ack{}, err
+		}
+	}
+	return s.client.Add(t.Context(), sub)
+}
+
+// Before the first epoch a replica answers no Get, but takes Adds; they are
+// there after a restart, and not twice.
+func TestServeAddFirst(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	r := a.Replicas[0]
+	if err := r.MAS.Lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s := startService(t, a, r)
+	if _, _, err := get(t, a, s, "a"); !errors.Is(err, &wire.Error{Code: wire.CodeNoEpoch}) {
+		t.Errorf("get: got %v, want %s", err, wire.CodeNoEpoch)
+	}
+	all := files("n", 3)
+	all["big"] = bytes.Repeat([]byte("0123456789abcdef"), 200_000) // several blocks
+	sub := a.Submission(time.Now(), all)
+	for range 2 {
+		ack, err := upAndAdd(t, a, s, sub, all)
+		if err != nil || ack.Status != wire.AckPending || ack.Epoch != 1 || !ack.Due.After(time.Now()) {
+			t.Fatalf("got %+v, %v", ack, err)
+		}
+		if p, err := s.client.Pending(t.Context(), "big"); err != nil || !p.Pending {
+			t.Errorf("pending: got %+v, %v", p, err)
+		}
+		st, err := s.client.Status(t.Context())
+		if err != nil || st.Pending != 4 || st.PendingBytes != sub.Size() {
+			t.Errorf("status: got %d names, %d bytes, %v", st.Pending, st.PendingBytes, err)
+		}
+		s.stop()
+		s = startService(t, a, r)
+	}
+	got, err := os.ReadFile(archivetest.ContentPath(r.Dir, archivetest.ContentOf(all["big"]).Digest))
+	if err != nil || !bytes.Equal(got, all["big"]) {
+		t.Errorf("content on the disk: %d bytes, %v", len(got), err)
+	}
+}
+
+// What an Add is refused for.
+func TestServeAddRefused(t *testing.T) {
+	_, stranger, _ := ed25519.GenerateKey(rand.Reader)
+	_, narrow, _ := ed25519.GenerateKey(rand.Reader)
+	a := archivetest.NewRoster(t, 4, func(r *archive.Roster) {
+		r.Limits.ContentSize = 1 << 20
+		r.Writers = append(r.Writers, archive.Writer{Key: archive.PublicKey(narrow.Public().(ed25519.PublicKey)), Prefixes: []string{"n/"}, Names: 2, Bytes: 100})
+	})
+	a.Certify(t, map[archive.Name][]byte{"old": []byte("bound"), "old2": []byte("bound2")})
+	s := startService(t, a, a.Replicas[0])
+	now := time.Now()
+	held := map[archive.Name][]byte{"new": []byte("bound")} // its content is here
+	by := func(key ed25519.PrivateKey, at time.Time, all map[archive.Name][]byte) archive.Submission {
+		sub := a.Submission(at, all)
+		sub.Sign(key)
+		return sub
+	}
+	forged := by(a.Writer, now, held)
+	forged.Signature[0]++
+	blocks := by(a.Writer, now, held)
+	blocks.Bindings[0].Blocks[0]++
+	blocks.Sign(a.Writer)
+	elsewhere := by(a.Writer, now, held)
+	elsewhere.Archive[0]++
+	elsewhere.Sign(a.Writer)
+	three := map[archive.Name][]byte{"n/1": []byte("bound"), "n/2": []byte("bound"), "n/3": []byte("bound")}
+	tests := []struct {
+		name string
+		sub  archive.Submission
+		want wire.Code
+	}{
+		{"stranger", by(stranger, now, held), wire.CodeDenied},
+		{"forged", forged, wire.CodeDenied},
+		{"other archive", elsewhere, wire.CodeDenied},
+		{"not his names", by(narrow, now, held), wire.CodeDenied},
+		{"too many names", by(narrow, now, three), wire.CodeQuota},
+		{"too old", by(a.Writer, now.Add(-31*24*time.Hour), held), wire.CodeBadRequest},
+		{"not yet", by(a.Writer, now.Add(2*time.Hour), held), wire.CodeBadRequest},
+		{"content not here", by(a.Writer, now, map[archive.Name][]byte{"new": []byte("?")}), wire.CodeMissing},
+		{"wrong block root", blocks, wire.CodeBadRequest},
+		{"conflict", by(a.Writer, now, map[archive.Name][]byte{"old": []byte("bound2"), "old2": []byte("bound2")}), wire.CodeConflict},
+	}
+	for _, tt := range tests {
+		_, err := s.client.Add(t.Context(), tt.sub)
+		if !errors.Is(err, &wire.Error{Code: tt.want}) {
+			t.Errorf("%s: got %v, want %s", tt.name, err, tt.want)
+		}
+		var e *wire.Error
+		if tt.want == wire.CodeConflict && errors.As(err, &e) {
+			entry, _, err := e.Bound(a.Roster, e.Conflicts[0])
+			if len(e.Conflicts) != 1 || err != nil || entry.Content != archivetest.ContentOf([]byte("bound")) {
+				t.Errorf("conflict: got %v, %v, %v", e.Conflicts, entry, err)
+			}
+		}
+	}
+	ack, err := s.client.Add(t.Context(), by(a.Writer, now, map[archive.Name][]byte{"old": []byte("bound")}))
+	if err != nil || ack.Status != wire.AckBound || ack.Epoch != 1 {
+		t.Errorf("same again: got %+v, %v", ack, err)
+	}
+	if st, _ := s.client.Status(t.Context()); st.Pending != 0 {
+		t.Errorf("%d names pending of refused submissions", st.Pending)
+	}
+	t.Run("uploads", func(t *testing.T) { testUploadRefused(t, a, s, stranger, narrow) })
+}
+
+func testUploadRefused(t *testing.T, a *archivetest.Archive, s *served, stranger, narrow ed25519.PrivateKey) {
+	b := []byte("upload")
+	c := archivetest.ContentOf(b)
+	big := archive.Content{Digest: c.Digest, Size: 1<<20 + 1}
+	long := archive.Content{Digest: c.Digest, Size: 101}
+	id := a.Roster.ID()
+	tests := []struct {
+		name string
+		up   archive.Upload
+		size int64
+		body io.Reader
+		want wire.Code
+	}{
+		{"stranger", archive.SignUpload(stranger, id, c), 6, poison{t}, wire.CodeDenied},
+		{"other archive", archive.SignUpload(a.Writer, archive.Digest{}, c), 6, poison{t}, wire.CodeDenied},
+		{"unsigned", archive.Upload{Archive: id, Digest: c.Digest, Size: 6}, 6, poison{t}, wire.CodeDenied},
+		{"other length", archive.SignUpload(a.Writer, id, c), 7, poison{t}, wire.CodeBadRequest},
+		{"too large", archive.SignUpload(a.Writer, id, big), int64(big.Size), poison{t}, wire.CodeTooLarge},
+		{"over quota", archive.SignUpload(narrow, id, long), int64(long.Size), poison{t}, wire.CodeQuota},
+		{"other bytes", archive.SignUpload(a.Writer, id, c), 6, strings.NewReader("uploaf"), wire.CodeBadRequest},
+	}
+	for _, tt := range tests {
+		if err := s.client.PutContent(t.Context(), tt.up, tt.size, tt.body); !errors.Is(err, &wire.Error{Code: tt.want}) {
+			t.Errorf("%s: got %v, want %s", tt.name, err, tt.want)
+		}
+	}
+	if has, err := s.client.HasContent(t.Context(), c.Digest); has || err != nil {
+		t.Errorf("a refused content is held: %t, %v", has, err)
+	}
+	if left, _ := os.ReadDir(filepath.Join(s.Dir, "store", "tmp")); len(left) > 0 {
+		t.Errorf("half-written: %v", left)
+	}
+}
+
+// poison is a body that must not be read.
+type poison struct{ t *testing.T }
+
+func (p poison) Read([]byte) (int, error) {
+	p.t.Error("body was read")
+	return 0, io.EOF
+}
+
+// A body that a stranger never ends is not read past its first bytes.
+func TestServeStrangerBody(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, files("a", 1))
+	s := startService(t, a, a.Replicas[0])
+	prefix := a.Submission(time.Now(), map[archive.Name][]byte{"x": nil}).Bytes()[:archive.SubmissionPrefix]
+	prefix[len(prefix)-1]++ // another writer
+	body, w := io.Pipe()
+	defer w.Close()
+	go w.Write(prefix) // and then nothing
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, s.client.URL(wire.PathAdd), body)
+	resp, err := s.client.HTTP().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusForbidden {
+		t.Errorf("got %s", resp.Status)
+	}
+}
+
+// Hostile requests are refused with the right status, and the service lives.
+func TestServeHostile(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, files("a", 3))
+	s := startService(t, a, a.Replicas[0])
+	head := a.Record.Head().String()
+	tests := []struct {
+		method, path string
+		body         io.Reader
+		want         int
+	}{
+		{"GET", wire.PathProof, nil, 400},
+		{"GET", wire.PathProof + "?head=" + head, nil, 400},
+		{"GET", wire.PathProof + "?head=" + head + "&name=Li4", nil, 400}, // ".."
+		{"GET", wire.PathProof + "?head=" + head + "&from=&limit=-1", nil, 400},
+		{"GET", wire.PathProof + "?head=" + head + "&from=&limit=99999999999999999999", nil, 400},
+		{"GET", wire.PathProof + "?head=" + head + "&limit=1&from=" + strings.Repeat("A", 9000), nil, 400},
+		{"GET", wire.PathHistory + "?from=-1&limit=1", nil, 400},
+		{"GET", wire.PathHistory + "?from=18446744073709551615&limit=64", nil, 200},
+		{"GET", wire.PathContent + "../../mas/state.json", nil, 404},
+		{"GET", wire.PathContent + "%2e%2e%2f%2e%2e%2fmas%2fstate.json", nil, 404},
+		{"GET", wire.PathContent + strings.Repeat("A", 64), nil, 400},
+		{"GET", wire.PathContent + strings.Repeat("a", 64), nil, 404},
+		{"DELETE", wire.PathContent + strings.Repeat("a", 64), nil, 405},
+		{"PUT", wire.PathContent + strings.Repeat("a", 64), strings.NewReader("x"), 403},
+		{"POST", wire.PathAnswer, strings.NewReader("{"), 400},
+		{"POST", wire.PathAnswer, strings.NewReader(strings.Repeat("x", wire.MaxRequest+1)), 413},
+		{"POST", wire.PathAdd, strings.NewReader(""), 400},
+		{"POST", wire.PathAdd, strings.NewReader(strings.Repeat("x", 1000)), 400},
+		{"GET", wire.PathPending + "?name=AA", nil, 400},
+		{"GET", "/", nil, 404},
+	}
+	for _, tt := range tests {
+		req, err := http.NewRequestWithContext(t.Context(), tt.method, s.client.URL(tt.path), tt.body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := s.client.HTTP().Do(req)
+		if err != nil {
+			t.Errorf("%s %s: %v", tt.method, tt.path, err)
+			continue
+		}
+		if resp.Body.Close(); resp.StatusCode != tt.want {
+			t.Errorf("%s %.60s: got %d, want %d", tt.method, tt.path, resp.StatusCode, tt.want)
+		}
+	}
+	if _, ok, err := get(t, a, s, "a/0001"); !ok || err != nil {
+		t.Errorf("afterwards: got %t, %v", ok, err)
+	}
+}
+
+// Service code does not start before the MAS is locked.
+func TestServeUpdateMode(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	if err := Serve(t.Context(), serviceConfig(t, a, a.Replicas[0])); !errors.Is(err, ErrUpdateMode) {
+		t.Errorf("got %v, want %v", err, ErrUpdateMode)
+	}
+}
+
+// unlocking is a MAS that falls back into update mode while it is served.
+type unlocking struct {
+	trust.MAS
+	reset func()
+	calls int
+}
+
+func (m *unlocking) Lookup(ctx context.Context, n trust.Nonce) (trust.Attestation, error) {
+	if m.calls++; m.calls > 1 {
+		m.reset()
+	}
+	return m.MAS.Lookup(ctx, n)
+}
+
+// An attestation made in update mode over a client's nonce would be a vote if
+// the nonce is chosen so: it never leaves the replica.
+func TestServeNoVoteForClients(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, files("a", 1))
+	r := a.Replicas[0]
+	s := startService(t, a, r, func(c *Config) {
+		// A device reset: the replica's device is changed behind the service.
+		c.MAS = &unlocking{MAS: r.MAS, reset: func() { resetDevice(t, r) }}
+	})
+	ans, err := s.client.Answer(t.Context(), wire.AnswerRequest{Nonce: archive.CommitNonce(archive.Digest{1}, archive.Digest{2}), Name: "a/0000"})
+	if !errors.Is(err, &wire.Error{Code: wire.CodeUnavailable}) || len(ans.Attestation) > 0 {
+		t.Errorf("got %v, attestation of %d bytes", err, len(ans.Attestation))
+	}
+}
+
+// What is bound, by whomever, or too old is dropped when the service starts; the
+// rest stays.
+func TestServeDropsBound(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, files("a", 2))
+	r := a.Replicas[0]
+	store := openStore(t, a, r)
+	pending, err := store.Pending()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound := map[archive.Name][]byte{"a/0000": []byte("lost"), "a/0001": []byte("lost")}
+	half := map[archive.Name][]byte{"a/0000": []byte("x"), "b": []byte("y")}
+	keep := a.Submission(time.Now(), half)
+	for _, sub := range []archive.Submission{a.Submission(time.Now(), bound), a.Submission(time.Now().Add(-32*24*time.Hour), half), keep} {
+		if err := pending.Put(sub); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := startService(t, a, r)
+	waitFor(t, "two submissions to go", func() bool {
+		st, err := s.client.Status(t.Context())
+		return err == nil && st.Pending == 2
+	})
+	s.stop()
+	pending, err = openStore(t, a, r).Pending()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []archive.Digest
+	if err := pending.Each(func(s archive.Submission) error { left = append(left, s.Digest()); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if len(left) != 1 || left[0] != keep.Digest() {
+		t.Errorf("left: %v, want %s", left, keep.Digest())
+	}
+}
+
+func openStore(t testing.TB, a *archivetest.Archive, r *archivetest.Replica) *Store {
+	t.Helper()
+	s, err := OpenStore(filepath.Join(r.Dir, storeDir), a.Roster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// resetDevice is a device reset behind the back of whoever has it open.
+func resetDevice(t testing.TB, r *archivetest.Replica) {
+	if err := soft.Reset(filepath.Join(r.Dir, "mas")); err != nil {
+		t.Error(err)
+	}
+}
