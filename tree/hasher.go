@@ -18,6 +18,9 @@ func (f *Fold) Len() uint64 { return f.n }
 // Reset empties the list.
 func (f *Fold) Reset() { f.n, f.spine = 0, f.spine[:0] }
 
+// Clone returns an independent copy.
+func (f *Fold) Clone() Fold { return Fold{f.n, slices.Clone(f.spine)} }
+
 // Add appends d.
 func (f *Fold) Add(d Hash) {
 	for k := f.n; k&1 == 1; k >>= 1 {
@@ -158,7 +161,7 @@ func (h *Hasher) Finish() (Hash, int, error) {
 func (h *Hasher) Root() Hash {
 	c := Hasher{count: h.count, levels: slices.Clone(h.levels)}
 	for i := range c.levels {
-		c.levels[i].fold.spine = slices.Clone(h.levels[i].fold.spine)
+		c.levels[i].fold = h.levels[i].fold.Clone()
 	}
 	root, _, _ := c.Finish() // without emit there is nothing to go wrong
 	return root

@@ -209,17 +209,22 @@ type splitter struct {
 	level  int
 	items  []change // changed items to come
 	now    tree.Fold
-	old    tree.Fold // the former chunk
+	old    tree.Fold // the former chunk,
+	forked bool      // once it differs from now
 	open   change    // the chunk that now digests
 	chunks []change
 }
 
 func (sp *splitter) add(it item) error {
 	c := sp.match(it)
-	if !c.fresh {
+	cut := c.height > sp.level && sp.now.Len() > 0
+	if !sp.forked && (cut || c.fresh || c.old != it.digest) {
+		sp.old, sp.forked = sp.now.Clone(), true
+	}
+	if sp.forked && !c.fresh {
 		sp.old.Add(c.old)
 	}
-	if c.height > sp.level && sp.now.Len() > 0 {
+	if cut {
 		sp.close()
 		sp.open = change{name: bytes.Clone(it.name), height: c.height, fresh: true}
 		sp.now.Reset()

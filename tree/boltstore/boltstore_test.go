@@ -83,7 +83,7 @@ func TestApplyIsReference(t *testing.T) {
 		t.Run(fmt.Sprint(batch), func(t *testing.T) {
 			s := open(t, filepath.Join(t.TempDir(), "tree"))
 			m := &tree.Memory{}
-			order := rand.New(rand.NewPCG(1, uint64(batch))).Perm(min(100*batch, 6000))
+			order := rand.New(rand.NewPCG(1, uint64(batch))).Perm(min(100*batch, 4000))
 			for len(order) > 0 {
 				var ps []tree.Pair
 				for _, i := range order[:min(batch, len(order))] {
@@ -151,10 +151,10 @@ func TestApplyCancelled(t *testing.T) {
 // TestProofsAreReference compares proofs byte by byte with the reference's.
 func TestProofsAreReference(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "tree"))
-	m := reference(t, pairsOf(0, 5000))
-	apply1(t, s, pairsOf(0, 5000))
+	m := reference(t, pairsOf(0, 2000))
+	apply1(t, s, pairsOf(0, 2000))
 	rapid.Check(t, func(t *rapid.T) {
-		name := pair(rapid.IntRange(0, 5200).Draw(t, "i")).Name
+		name := pair(rapid.IntRange(0, 2100).Draw(t, "i")).Name
 		name = name[:rapid.IntRange(1, len(name)).Draw(t, "cut")]
 		got, err := s.Prove(name)
 		if err != nil || !bytes.Equal(got, m.Prove(name)) {
