@@ -66,15 +66,20 @@ func (a *adding) plain(ctx context.Context, err error) error {
 }
 
 func (a *adding) uploadAll(ctx context.Context, r *replica, idle *idle) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	next := make(chan Item)
+	failed := make(chan error, 1) // the first one stays
 	var wg sync.WaitGroup
 	for range min(uploads, len(a.items)) {
 		wg.Go(func() {
 			for it := range next {
 				if err := a.upload(ctx, r, it, idle); err != nil {
-					cancel(err)
+					select {
+					case failed <- err:
+					default:
+					}
+					cancel()
 				}
 			}
 		})
@@ -88,7 +93,12 @@ func (a *adding) uploadAll(ctx context.Context, r *replica, idle *idle) error {
 	}
 	close(next)
 	wg.Wait()
-	return context.Cause(ctx)
+	select {
+	case err := <-failed:
+		return err
+	default:
+		return ctx.Err()
+	}
 }
 
 // upload brings one content to a replica, unless that has it.
@@ -96,9 +106,12 @@ func (a *adding) upload(ctx context.Context, r *replica, it Item, idle *idle) er
 	up := archive.SignUpload(a.c.Key, a.c.Roster.ID(), it.Content)
 	return retry(ctx, func(ctx context.Context) error {
 		has, err := r.peer.HasContent(ctx, it.Content.Digest)
-		if err != nil || has {
-			idle.moved(0)
+		if err != nil {
 			return err
+		}
+		idle.moved(0)
+		if has {
+			return nil
 		}
 		src, err := openSource(it)
 		if err != nil {
