@@ -4,7 +4,7 @@ import "time"
 
 const (
 	// recheck bounds how long a step of the wall clock goes unnoticed.
-	recheck = 30 * time.Second
+	recheck = time.Minute
 
 	// slack is the step back of the wall clock up to which a tick that has
 	// been answered is not taken for a new one.
