@@ -442,18 +442,25 @@ func eachEntry(ctx context.Context, t *boltstore.Store, fn func(archive.Name, ar
 	}
 }
 
+// logLimit is how many single damages an audit writes to the log. The report
+// counts the rest.
+const logLimit = 20
+
 // logEvents returns an emit that logs what an operator should know.
 func logEvents(log *slog.Logger) func(Event) {
+	left := logLimit
 	return func(e Event) {
 		switch e.Type {
-		case EventDamage:
-			log.Warn("damage found", "what", e.Subject(), "detail", e.Detail)
-		case EventRepaired:
-			log.Info("repaired", "what", e.Subject())
-		case EventUnrepaired:
-			log.Warn("cannot repair", "what", e.Subject(), "because", e.Detail)
+		case EventDamage, EventUnrepaired:
+			if left--; left >= 0 {
+				log.Warn(e.Type, "what", e.Subject(), "detail", e.Detail)
+			}
 		case EventBehind:
 			log.Warn("behind the other replicas", "epoch", e.Epoch, "detail", e.Detail)
+		case EventReport:
+			if e.Report.Damaged > 0 {
+				log.Warn("damage found", "items", e.Report.Damaged, "repaired", e.Report.Repaired)
+			}
 		}
 	}
 }

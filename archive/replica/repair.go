@@ -68,7 +68,7 @@ type treeRepair struct {
 func (r *treeRepair) run(ctx context.Context) error {
 	r.store.building.Lock()
 	defer r.store.building.Unlock()
-	if err := os.MkdirAll(r.store.dir, 0o700); err != nil {
+	if err := errors.Join(os.MkdirAll(r.store.dir, 0o700), evict(r.store.TreePath())); err != nil {
 		return fmt.Errorf("repair tree: %w", err)
 	}
 	if spans, ok := r.damaged(ctx); ok {

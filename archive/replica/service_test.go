@@ -91,6 +91,15 @@ func files(prefix string, n int) map[archive.Name][]byte {
 	return out
 }
 
+// names returns n names under prefix that share one content.
+func names(prefix string, n int) map[archive.Name][]byte {
+	out := files(prefix, n)
+	for name := range out {
+		out[name] = []byte("shared")
+	}
+	return out
+}
+
 func get(t testing.TB, a *archivetest.Archive, s *served, n archive.Name) (archive.Entry, bool, error) {
 	t.Helper()
 	nonce := trust.Nonce(archive.DigestOf([]byte(rand.Text())))

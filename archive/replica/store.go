@@ -136,20 +136,35 @@ func (s *Store) place(tmp, path string) error {
 	if err := s.mkdir(filepath.Dir(path)); err != nil {
 		return err
 	}
+	if err := evict(path); err != nil {
+		return err
+	}
 	if err := os.Rename(tmp, path); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
 }
 
+// evict removes a directory that lies where a file belongs.
+func evict(path string) error {
+	if info, err := os.Lstat(path); err != nil || !info.IsDir() {
+		return nil
+	}
+	return os.RemoveAll(path)
+}
+
 // mkdir makes dir and its parents up to the store's own, each entry durable.
 func (s *Store) mkdir(dir string) error {
-	if _, err := os.Stat(dir); err == nil || dir == s.dir {
-		return err
+	if info, err := os.Stat(dir); err == nil && info.IsDir() {
+		return nil
+	}
+	if dir == s.dir {
+		return os.MkdirAll(dir, 0o700)
 	}
 	if err := s.mkdir(filepath.Dir(dir)); err != nil {
 		return err
 	}
+	os.Remove(dir) // a file, or a link to nowhere, in its place
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
