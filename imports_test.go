@@ -28,6 +28,9 @@ var imports = map[string][]string{
 
 	"consensus": {},
 
+	"man":       {},
+	"man/write": {"cmd"}, // the manual pages come from the commands
+
 	"tree":           {},
 	"tree/boltstore": {"tree"},
 
@@ -60,7 +63,7 @@ var modules = map[string][]string{
 	"github.com/adhocore/gronx":         {"archive"},
 	"golang.org/x/text":                 {"archive"},
 	"golang.org/x/sys":                  {anything},
-	"golang.org/x/net":                  {"archive/wire"},
+	"golang.org/x/net":                  {"archive/wire", "archive/replica"},
 	"github.com/anishathalye/porcupine": {"archive/archivetest"},
 }
 
