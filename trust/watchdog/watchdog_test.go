@@ -318,7 +318,7 @@ func TestClockSteps(t *testing.T) {
 			[]time.Time{at(1, 0), at(-22, 0)}},
 		{"back over an answered tick", 90 * time.Minute, -40 * time.Minute, 150 * time.Minute,
 			[]time.Time{at(1, 0), at(1, 0)}},
-		{"back a little, just after a tick", time.Hour + 5*time.Second, -20 * time.Second, 130 * time.Minute,
+		{"back a little, while a tick is answered", time.Hour + 500*time.Millisecond, -20 * time.Second, 130 * time.Minute,
 			[]time.Time{at(1, 0), at(2, 0)}},
 	}
 	for _, tt := range tests {
