@@ -181,12 +181,16 @@ func TestAddFalseConflicts(t *testing.T) {
 	w := forge.New(forge.Options{Seed: "other archive"})
 	foreign := w.Advance(forge.Start.Add(time.Hour), nil, forge.Bind("x", "foreign"))
 	lies := map[string]func(b *bed) *wire.Error{
-		"not bound":        func(b *bed) *wire.Error { return conflict(b.Newest(), "x") },
-		"another name":     func(b *bed) *wire.Error { return conflict(b.Newest(), "a") },
-		"another archive":  func(b *bed) *wire.Error { return conflict(foreign, "x") },
-		"bound as asked":   func(b *bed) *wire.Error { return conflict(b.Newest(), "b") },
-		"no certificate":   func(b *bed) *wire.Error { e := conflict(b.Newest(), "x"); e.Certificate = nil; return e },
-		"proof of garbage": func(b *bed) *wire.Error { e := conflict(b.Newest(), "x"); e.Conflicts[0].Proof = tree.Proof("?"); return e },
+		"not bound":       func(b *bed) *wire.Error { return conflict(b.Newest(), "x") },
+		"another name":    func(b *bed) *wire.Error { return conflict(b.Newest(), "a") },
+		"another archive": func(b *bed) *wire.Error { return conflict(foreign, "x") },
+		"bound as asked":  func(b *bed) *wire.Error { return conflict(b.Newest(), "b") },
+		"no certificate":  func(b *bed) *wire.Error { e := conflict(b.Newest(), "x"); e.Certificate = nil; return e },
+		"proof of garbage": func(b *bed) *wire.Error {
+			e := conflict(b.Newest(), "x")
+			e.Conflicts[0].Proof = tree.Proof("?")
+			return e
+		},
 	}
 	for name, lie := range lies {
 		t.Run(name, func(t *testing.T) {

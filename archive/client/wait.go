@@ -12,9 +12,10 @@ import (
 const (
 	pollMin = 250 * time.Millisecond
 	pollMax = 2 * time.Second
-	// pollIdle is how often replicas are asked though no phase is due: an
-	// operator may run one at any time.
-	pollIdle = 5 * time.Second
+	// How often replicas are asked though no phase is due: an operator may run
+	// one at any time.
+	idleMin = 5 * time.Second
+	idleMax = time.Minute
 )
 
 // Wait waits until every binding is decided: bound as asked, with a receipt in
@@ -39,11 +40,14 @@ func (c *Client) Wait(ctx context.Context, bindings []archive.Binding) ([]Result
 		if wait > 0 {
 			delay = pollMin
 		}
-		if !pause(ctx, max(min(wait, pollIdle), delay)) {
+		if !pause(ctx, max(min(wait, idleFor(wait)), delay)) {
 			return w.results, w.unfinished(ctx)
 		}
 	}
 }
+
+// idleFor returns how long not to ask, when the next phase is due in wait.
+func idleFor(wait time.Duration) time.Duration { return min(max(wait/20, idleMin), idleMax) }
 
 // waiting is one Wait under way.
 type waiting struct {
