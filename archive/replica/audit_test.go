@@ -132,7 +132,7 @@ func flipByte(t testing.TB, path string, at int64) {
 	}
 }
 
-func remove(t testing.TB, path string) {
+func removeAll(t testing.TB, path string) {
 	t.Helper()
 	if err := os.RemoveAll(path); err != nil {
 		t.Fatal(err)
@@ -172,32 +172,32 @@ func TestAuditRepair(t *testing.T) {
 		damaged int // at least
 	}{
 		{"content flipped", func(r *archivetest.Replica) { flipByte(t, content(r, "a/0003"), 2) }, PartContent, 1},
-		{"content missing", func(r *archivetest.Replica) { remove(t, content(r, "a/0003")) }, PartContent, 1},
+		{"content missing", func(r *archivetest.Replica) { removeAll(t, content(r, "a/0003")) }, PartContent, 1},
 		{"content cut", func(r *archivetest.Replica) { os.Truncate(content(r, "b/0005"), 3) }, PartContent, 1},
 		{"content a directory", func(r *archivetest.Replica) {
-			remove(t, content(r, "b/0005"))
+			removeAll(t, content(r, "b/0005"))
 			os.Mkdir(content(r, "b/0005"), 0o700)
 		}, PartContent, 1},
 		{"content below a file", func(r *archivetest.Replica) {
-			remove(t, store(r, "content", content(r, "b/0005")[len(store(r, "content"))+1:][:2]))
+			removeAll(t, store(r, "content", content(r, "b/0005")[len(store(r, "content"))+1:][:2]))
 			os.WriteFile(store(r, "content", content(r, "b/0005")[len(store(r, "content"))+1:][:2]), nil, 0o600)
 		}, PartContent, 1},
-		{"all contents", func(r *archivetest.Replica) { remove(t, store(r, "content")) }, PartContent, 60},
+		{"all contents", func(r *archivetest.Replica) { removeAll(t, store(r, "content")) }, PartContent, 60},
 		{"tree row", func(r *archivetest.Replica) { flipInFile(t, store(r, "tree.db"), "b/0007") }, PartTree, 1},
 		{"tree cut", func(r *archivetest.Replica) { os.Truncate(store(r, "tree.db"), 8192) }, PartTree, 1},
-		{"tree missing", func(r *archivetest.Replica) { remove(t, store(r, "tree.db")) }, PartTree, 1},
+		{"tree missing", func(r *archivetest.Replica) { removeAll(t, store(r, "tree.db")) }, PartTree, 1},
 		{"tree garbage", func(r *archivetest.Replica) {
 			os.WriteFile(store(r, "tree.db"), bytes.Repeat([]byte("garbage "), 4096), 0o600)
 		}, PartTree, 1},
 		{"tree a directory", func(r *archivetest.Replica) {
-			remove(t, store(r, "tree.db"))
+			removeAll(t, store(r, "tree.db"))
 			os.Mkdir(store(r, "tree.db"), 0o700)
 		}, PartTree, 1},
 		{"head record", func(r *archivetest.Replica) { flipByte(t, epoch(r, 2, ".record"), 40) }, PartHistory, 1},
-		{"old record", func(r *archivetest.Replica) { remove(t, epoch(r, 1, ".record")) }, PartHistory, 1},
+		{"old record", func(r *archivetest.Replica) { removeAll(t, epoch(r, 1, ".record")) }, PartHistory, 1},
 		{"certificate", func(r *archivetest.Replica) { flipByte(t, epoch(r, 1, ".certificate"), 300) }, PartHistory, 1},
-		{"the whole history", func(r *archivetest.Replica) { remove(t, store(r, "history")) }, PartHistory, 1},
-		{"the whole store", func(r *archivetest.Replica) { remove(t, store(r)) }, PartTree, 1},
+		{"the whole history", func(r *archivetest.Replica) { removeAll(t, store(r, "history")) }, PartHistory, 1},
+		{"the whole store", func(r *archivetest.Replica) { removeAll(t, store(r)) }, PartTree, 1},
 	}
 	a := archivetest.NewRoster(t, 4)
 	a.Certify(t, files("a", 20))
@@ -257,7 +257,7 @@ func TestAuditBehind(t *testing.T) {
 	if report.Behind != 1 || report.Damaged != 0 || report.Epoch != 1 || st.count(EventBehind, "") != 1 {
 		t.Errorf("got %+v\n%s", report, st)
 	}
-	remove(t, filepath.Join(r.Dir, "store"))
+	removeAll(t, filepath.Join(r.Dir, "store"))
 	if report, st := audit(t, a, r, true); !report.Sound() || report.Root != archive.Digest(want.Root) {
 		t.Errorf("repair: %+v\n%s", report, st)
 	}
@@ -275,7 +275,7 @@ func TestServeRepairsItself(t *testing.T) {
 	r := a.Replicas[0]
 	startLiar(t, a, a.Replicas[1])
 	startService(t, a, a.Replicas[2])
-	remove(t, filepath.Join(r.Dir, "store"))
+	removeAll(t, filepath.Join(r.Dir, "store"))
 	s := startService(t, a, r)
 	found := func(n archive.Name) bool {
 		e, ok, err := get(t, a, s, n)
@@ -320,7 +320,7 @@ func TestServeDamaged(t *testing.T) {
 	a := archivetest.NewRoster(t, 4)
 	a.Certify(t, files("a", 10))
 	r := a.Replicas[0]
-	remove(t, filepath.Join(r.Dir, "store", "tree.db"))
+	removeAll(t, filepath.Join(r.Dir, "store", "tree.db"))
 	s := startService(t, a, r)
 	if _, _, err := get(t, a, s, "a/0001"); !errors.Is(err, &wire.Error{Code: wire.CodeDamaged}) {
 		t.Errorf("get: got %v, want %s", err, wire.CodeDamaged)
@@ -408,7 +408,7 @@ func TestRepairTreeSources(t *testing.T) {
 		r := &treeRepair{store: store, rec: a.Record, sources: sources, log: serviceConfig(t, a, a.Replicas[0]).Log, timeout: 50 * time.Millisecond}
 		return r.run(t.Context())
 	}
-	remove(t, store.TreePath())
+	removeAll(t, store.TreePath())
 	if err := repair(bad...); !errors.Is(err, errNoSource) {
 		t.Errorf("without an honest source: got %v", err)
 	}

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"github.com/bonafide-archive/bonafide/archive"
 )
@@ -32,7 +34,8 @@ type Stats struct {
 // What it acknowledges is on the disk. It knows too which contents were
 // uploaded and are not bound yet. Its methods may be called concurrently.
 type Pending struct {
-	db *bbolt.DB
+	db   *bbolt.DB
+	lock *os.File
 
 	commit sync.Mutex // held by the one who writes for all that queue
 
@@ -59,46 +62,154 @@ type upload struct {
 	at     int64 // unix seconds
 }
 
-// openPending opens the buffer at path. A damaged one is set aside, and what
-// can be read of it is kept.
+// openPending opens the buffer at path. Since bbolt must not write to a file that
+// is damaged, and cannot tell, the rows that vouch for themselves are moved to a
+// new file first. Of a damaged file that which can be read is kept, and the file
+// set aside.
 func openPending(path string) (*Pending, error) {
-	p, err := tryPending(path)
-	if !errors.Is(err, ErrDamaged) {
-		return p, err
-	}
-	aside := path + ".damaged"
-	if err := os.Rename(path, aside); err != nil {
+	lock, err := lockFile(path + ".lock")
+	if err != nil {
 		return nil, err
 	}
-	if p, err = tryPending(path); err != nil {
+	p, err := renewed(path)
+	if errors.Is(err, ErrFull) { // no room for a new one: better the old than none
+		p, err = loaded(path)
+	}
+	if err != nil {
+		lock.Close()
 		return nil, err
 	}
-	return p, p.salvage(aside)
+	p.lock = lock
+	return p, nil
 }
 
-func tryPending(path string) (*Pending, error) {
-	var db *bbolt.DB
-	err := guard(func() (err error) {
-		db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 2 * time.Second, InitialMmapSize: 64 << 20})
-		return err
-	})
-	var pe *fs.PathError
-	switch {
-	case errors.Is(err, bbolt.ErrTimeout), errors.As(err, &pe):
+// lockFile takes the lock that keeps other processes out, and waits a little for
+// one that is just ending.
+func lockFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
 		return nil, err
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	p := &Pending{db: db}
-	if err := guard(p.load); err != nil {
-		closeGuarded(db)
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	for late := time.Now().Add(lockWait); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if time.Now().After(late) {
+			f.Close()
+			return nil, fmt.Errorf("%s: held by another process", path)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+const lockWait = 2 * time.Second
+
+// renewed makes a new file from the rows of the one at path, puts it in its
+// place and returns it open.
+func renewed(path string) (*Pending, error) {
+	fresh := path + ".new"
+	if err := errors.Join(evict(path), os.RemoveAll(fresh)); err != nil {
+		return nil, err
+	}
+	p, err := loaded(fresh)
+	if err != nil {
+		return nil, err
+	}
+	damage, err := p.takeRows(path)
+	if err == nil && damage != nil {
+		err = os.Rename(path, path+".damaged")
+	}
+	if err == nil {
+		err = os.Rename(fresh, path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		closeGuarded(p.db)
+		os.Remove(fresh)
+		return nil, full(err)
 	}
 	return p, nil
 }
 
+// loaded opens a buffer that is as it was written.
+func loaded(path string) (*Pending, error) {
+	db, err := openGuarded(path, false)
+	if err != nil {
+		return nil, full(err)
+	}
+	p := &Pending{db: db}
+	if err := guard(p.load); err != nil {
+		closeGuarded(db)
+		return nil, full(err)
+	}
+	return p, nil
+}
+
+// openGuarded opens a file that may be damaged.
+func openGuarded(path string, readOnly bool) (db *bbolt.DB, err error) {
+	o := &bbolt.Options{Timeout: lockWait, ReadOnly: readOnly}
+	if !readOnly {
+		o.InitialMmapSize = 64 << 20
+	}
+	err = guard(func() (err error) {
+		db, err = bbolt.Open(path, 0o600, o)
+		return err
+	})
+	return db, err
+}
+
 // closeGuarded closes a file that may be damaged.
 func closeGuarded(db *bbolt.DB) error { return guard(db.Close) }
+
+// takeRows copies the rows of another buffer that vouch for themselves: the key
+// of a submission is its digest. damage says why not all could be read; err, why
+// they could not be written.
+func (p *Pending) takeRows(path string) (damage, err error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	db, damage := openGuarded(path, true)
+	if damage != nil {
+		return damage, nil
+	}
+	defer closeGuarded(db)
+	old := &Pending{db: db}
+	damage = old.Each(func(s archive.Submission) error {
+		if _, err = p.enqueue(&put{sub: s}, nil); err == nil && len(p.queue) >= copyBatch {
+			err = p.flush()
+		}
+		return err
+	})
+	if err == nil {
+		err = p.flush()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return errors.Join(damage, p.takeUploads(old)), nil
+}
+
+// copyBatch is how many submissions are copied in one transaction.
+const copyBatch = 256
+
+// takeUploads copies what is known of uploads. It is only of use, not needed.
+func (p *Pending) takeUploads(old *Pending) error {
+	all := make(map[archive.Digest]upload)
+	damage := old.eachUpload(func(d archive.Digest, u upload) error { all[d] = u; return nil })
+	err := p.update(func(tx *bbolt.Tx) error {
+		for d, u := range all {
+			if err := tx.Bucket(uploadsBucket).Put(d[:], u.bytes()); err != nil {
+				return err
+			}
+			p.stored[u.writer] += u.size
+		}
+		return nil
+	})
+	return errors.Join(damage, err)
+}
 
 // load makes the buckets, and the counts from the rows.
 func (p *Pending) load() error {
@@ -123,27 +234,7 @@ func (p *Pending) load() error {
 	return p.eachUpload(func(_ archive.Digest, u upload) error { p.stored[u.writer] += u.size; return nil })
 }
 
-// salvage puts what can be read of a damaged buffer, read-only, into p. Rows
-// vouch for themselves: the key is the digest.
-func (p *Pending) salvage(path string) error {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 2 * time.Second, ReadOnly: true})
-	if err != nil {
-		return nil // nothing can be read
-	}
-	defer closeGuarded(db)
-	var all []archive.Submission
-	guard(func() error {
-		return (&Pending{db: db}).Each(func(s archive.Submission) error { all = append(all, s); return nil })
-	})
-	for _, s := range all {
-		if err := p.Put(s); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (p *Pending) close() error { return closeGuarded(p.db) }
+func (p *Pending) close() error { return errors.Join(closeGuarded(p.db), p.lock.Close()) }
 
 // count adds a submission to the counts, or takes it off with sign -1.
 func (p *Pending) count(s archive.Submission, sign int) {
@@ -222,13 +313,13 @@ func (p *Pending) have(d archive.Digest) error {
 }
 
 // flush writes all that is queued in one transaction. The caller holds commit.
-func (p *Pending) flush() {
+func (p *Pending) flush() error {
 	p.mu.Lock()
 	batch := p.queue
 	p.queue = nil
 	p.mu.Unlock()
 	if len(batch) == 0 {
-		return
+		return nil
 	}
 	err := p.update(func(tx *bbolt.Tx) error {
 		for _, x := range batch {
@@ -240,7 +331,7 @@ func (p *Pending) flush() {
 		return nil
 	})
 	if err == nil {
-		return
+		return nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -248,6 +339,7 @@ func (p *Pending) flush() {
 		x.err = err
 		p.count(x.sub, -1)
 	}
+	return err
 }
 
 func (p *Pending) update(f func(*bbolt.Tx) error) error {
