@@ -133,12 +133,18 @@ func (p *phase) catchUp(ctx context.Context) error {
 
 // rebase makes rec what we build on.
 func (p *phase) rebase(rec archive.EpochRecord) error {
-	p.know.update(func() {
-		p.base = rec
-		p.inDoubt = p.doubt()
-	})
+	p.know.update(func() { p.setBase(rec) })
 	p.publishBase()
 	return nil
+}
+
+// setBase wants know.
+func (p *phase) setBase(rec archive.EpochRecord) {
+	if rec.Epoch != p.base.Epoch {
+		p.live = 0
+	}
+	p.base = rec
+	p.inDoubt = p.doubt()
 }
 
 // adopt makes tree, head and counter those of a certified record.
@@ -196,7 +202,7 @@ func (p *phase) storeHead(ctx context.Context, rec archive.EpochRecord) error {
 	if err := p.mend(ctx, rec); err != nil {
 		return err
 	}
-	p.know.update(func() { p.base = rec })
+	p.know.update(func() { p.setBase(rec) })
 	if err := p.settle(rec); err != nil {
 		p.log.Warn("clear pending submissions", "err", err)
 	}

@@ -41,7 +41,7 @@ type knowledge struct {
 	hellos     map[uint32]hello    // the newest of each, whoever asked for it
 	direct     map[uint32]hello    // the newest that answers our own challenge
 	away       map[uint32]bool     // peers that are not, or no longer, in update mode
-	live       uint64              // the highest tick that a peer has joined with good reason
+	live       uint64              // the highest tick that a peer has joined on our base, with good reason
 	newest     archive.EpochRecord // the newest epoch we hold a certificate of
 	holds      map[uint32]archive.Epoch
 	opened     bool
@@ -306,7 +306,7 @@ func (p *phase) gatherTick(ctx context.Context, window time.Time) (tick uint64, 
 	grace, cancel := context.WithTimeout(joining, p.Roster.Limits.Grace.Std())
 	defer cancel()
 	err = p.know.wait(grace, func() (bool, error) {
-		return p.live > p.statement.Slots.Tick || p.present() == p.Roster.N(), p.isBehind()
+		return p.present() == p.Roster.N(), p.isBehind()
 	})
 	if errors.Is(err, errBehind) || ctx.Err() != nil {
 		return 0, err
@@ -427,7 +427,7 @@ func (p *phase) takeJoin(x *peer, b []byte) (j consensus.Join, err error) {
 		return j, err
 	}
 	p.know.update(func() {
-		if t := st.Slots.Tick; t > p.live && justifies(p.ticks(rawTick), p.Roster.F, t) {
+		if t := st.Slots.Tick; t > p.live && p.base.Epoch == base.Epoch && justifies(p.ticks(rawTick), p.Roster.F, t) {
 			p.live = t
 		}
 	})

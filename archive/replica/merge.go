@@ -47,9 +47,9 @@ func medianTime(b consensus.Block) time.Time {
 	return time.Unix(all[(len(all)-1)/2], 0).UTC()
 }
 
-// submissions yields a body's submissions, their digests strictly ascending,
+// proposalBody yields a body's submissions, their digests strictly ascending,
 // and then io.EOF.
-type submissions interface {
+type proposalBody interface {
 	next() (archive.Submission, archive.Digest, error)
 }
 
@@ -62,7 +62,7 @@ type rows func(ctx context.Context, from []byte, fn func(name, val []byte) error
 // what is too old, not permitted or over quota is dropped, a name that is bound
 // keeps its entry, and of several values for one name that of most proposals
 // wins, then the lowest.
-func merge(ctx context.Context, r *archive.Roster, e archive.Epoch, at time.Time, bodies []submissions, old rows) ([]tree.Pair, error) {
+func merge(ctx context.Context, r *archive.Roster, e archive.Epoch, at time.Time, bodies []proposalBody, old rows) ([]tree.Pair, error) {
 	all, err := unite(bodies)
 	if err != nil {
 		return nil, err
@@ -80,7 +80,7 @@ type united struct {
 }
 
 // unite merges sorted bodies: every submission once.
-func unite(bodies []submissions) (all []united, err error) {
+func unite(bodies []proposalBody) (all []united, err error) {
 	heads := make([]*united, len(bodies))
 	advance := func(i int) error {
 		s, d, err := bodies[i].next()
@@ -310,7 +310,7 @@ func (a *attempt) bind(ctx context.Context, origin consensus.Block, rec archive.
 			return err
 		}
 		defer t.Close()
-		var bodies []submissions
+		var bodies []proposalBody
 		for _, p := range origin.Proposals {
 			bodies = append(bodies, newBodyScanner(a.phase.dir.body(p.Join.Manifest)))
 		}

@@ -84,32 +84,51 @@ func (p *phase) attempt(ctx context.Context) (Outcome, error) {
 		return p.outcome(0), err
 	}
 	defer a.end()
-	if err := a.propose(ctx); err != nil { // 5. vouchers: 2f+1 replicas hold our proposal
-		return Outcome{}, err
-	}
-	raw, err := a.agree(ctx) // 6. 2f+1 proposals, one block
+	rec, cert, joined, err := a.agreeAndCertify(ctx)
 	if err != nil {
-		return Outcome{}, err
-	}
-	block, err := a.decided(raw) // 7. by the same rule once more, oneself
-	if err != nil {
-		return Outcome{}, err
-	}
-	rec, err := a.apply(ctx, block) // 8. old names keep their entry
-	if err != nil {
-		return Outcome{}, err
-	}
-	cert, err := a.certify(ctx, rec) // 9. prepare, commit: 2f+1 attestations
-	if err != nil {
-		return Outcome{}, err
+		return p.outcome(0), a.leaveToPeers(ctx, err)
 	}
 	if err := p.advance(ctx, rec, cert); err != nil { // the point of commitment; lock
-		return Outcome{}, err
+		return p.outcome(0), err
 	}
-	a.linger(ctx, rec, replicasOf(block)) // 10. until the join set holds the certificate
+	a.linger(ctx, rec, joined) // 10. until the join set holds the certificate
 	out := p.outcome(a.tick)
 	out.Advanced = true
 	return out, nil
+}
+
+func (a *attempt) agreeAndCertify(ctx context.Context) (rec archive.EpochRecord, cert archive.Certificate, joined []uint32, err error) {
+	if err := a.propose(ctx); err != nil { // 5. vouchers: 2f+1 replicas hold each proposal
+		return rec, cert, nil, err
+	}
+	raw, err := a.agree(ctx) // 6. 2f+1 proposals, one block
+	if err != nil {
+		return rec, cert, nil, err
+	}
+	block, err := a.decided(raw) // 7. by the same rule once more, oneself
+	if err != nil {
+		return rec, cert, nil, err
+	}
+	rec, err = a.apply(ctx, block) // 8. old names keep their entry
+	if err != nil {
+		return rec, cert, nil, err
+	}
+	cert, err = a.certify(ctx, rec) // 9. prepare, commit: 2f+1 attestations
+	return rec, cert, replicasOf(block), err
+}
+
+// leaveToPeers waits, after a step that this replica could not or would not take,
+// for the others to certify the epoch without it.
+func (a *attempt) leaveToPeers(ctx context.Context, err error) error {
+	if ctx.Err() != nil || errors.Is(err, errCertified) || errors.Is(err, errMoveUp) {
+		return err
+	}
+	a.log.Error("cannot go on with this attempt; waiting for the others", "tick", a.tick, "err", err)
+	waited := a.wait(ctx, func() (bool, error) { return false, nil })
+	if errors.Is(waited, errCertified) || errors.Is(waited, errMoveUp) {
+		return waited
+	}
+	return err
 }
 
 // phase is one replica in one update phase. know guards what comes from peers;

@@ -230,10 +230,10 @@ func (p *phase) advance(ctx context.Context, rec archive.EpochRecord, cert archi
 	if err := p.putRecord(rec, cert); err != nil {
 		return err
 	}
+	p.publishCertificate(rec, cert)
 	if err := p.storeHead(ctx, rec); err != nil {
 		return err
 	}
-	p.publishCertificate(rec, cert)
 	p.step("head stored", began, "epoch", rec.Epoch, "head", rec.Head())
 	return lockDevice(ctx, p.MAS)
 }

@@ -1,0 +1,467 @@
+package replica
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/tree"
+	"github.com/bonafide-archive/bonafide/trust"
+)
+
+// device lets a test step in before each operation of a device.
+type device struct {
+	trust.MAS
+	before func(op string, s trust.Slots) error
+}
+
+func (d *device) Store(ctx context.Context, s trust.Slots) error {
+	if err := d.before("store", s); err != nil {
+		return err
+	}
+	return d.MAS.Store(ctx, s)
+}
+
+func (d *device) Advance(ctx context.Context) error {
+	if err := d.before("advance", trust.Slots{}); err != nil {
+		return err
+	}
+	return d.MAS.Advance(ctx)
+}
+
+var errCut = errors.New("cut off by the test")
+
+// cutAtCommit runs a phase that is cut off when replicas commit: those in commit
+// have stored their vote, the others have not, and nobody gets any further.
+func (c *cluster) cutAtCommit(commit []uint32, ids ...uint32) {
+	c.t.Helper()
+	ctx, cancel := context.WithCancel(c.t.Context())
+	defer cancel()
+	var stored, tried atomic.Int32
+	for _, id := range ids {
+		mas := c.Replicas[id-1].MAS
+		c.devices[id] = &device{mas, func(op string, s trust.Slots) error {
+			if op != "store" || s.Committed.Epoch <= s.Epoch || s.Committed.Tick != s.Tick {
+				return nil
+			}
+			if tried.Add(1); !slices.Contains(commit, id) {
+				cancelWhen(cancel, tried.Load() == int32(len(ids)))
+				return errCut
+			}
+			err := mas.Store(c.t.Context(), s)
+			stored.Add(1)
+			cancelWhen(cancel, tried.Load() == int32(len(ids)))
+			return errors.Join(err, errCut)
+		}}
+	}
+	c.phase(ctx, ids...)
+	for _, id := range ids {
+		delete(c.devices, id)
+		if err := c.last[id].err; err == nil {
+			c.t.Fatalf("replica %d: the phase was not cut off", id)
+		}
+	}
+	if int(stored.Load()) != len(commit) {
+		c.t.Fatalf("%d replicas committed, want %d", stored.Load(), len(commit))
+	}
+}
+
+func cancelWhen(cancel context.CancelFunc, yes bool) {
+	if yes {
+		cancel()
+	}
+}
+
+// committed returns what a replica's device shows as committed.
+func (c *cluster) committed(id uint32) trust.Vote {
+	return c.Replicas[id-1].Statement(c.t).Slots.Committed
+}
+
+func TestMissedDeadlineBeforeCommit(t *testing.T) {
+	c := newCluster(t, 4)
+	c.add(c.files(3, "early"), c.all()...)
+	c.cutAtCommit(nil, c.all()...)
+	c.add(c.files(3, "later"), c.all()...)
+	c.phase(t.Context(), c.all()...)
+	rec := c.agreed(1, c.all()...)
+	if rec.Tick != 2 || rec.Names != 6 {
+		t.Errorf("record of tick %d with %d names, want tick 2 and all 6", rec.Tick, rec.Names)
+	}
+}
+
+func TestMissedDeadlineAfterCommit(t *testing.T) {
+	for _, commit := range [][]uint32{{1}, {2, 4}, {1, 2, 3}, {1, 2, 3, 4}} {
+		t.Run(fmt.Sprint(len(commit)), func(t *testing.T) {
+			c := newCluster(t, 4)
+			c.add(c.files(3, "early"), c.all()...)
+			c.cutAtCommit(commit, c.all()...)
+			want := c.committed(commit[0])
+			c.add(c.files(3, "later"), c.all()...)
+			c.phase(t.Context(), c.all()...)
+			rec := c.agreed(1, c.all()...)
+			if rec.Head() != archive.Digest(want.Record) || rec.Tick != 1 || rec.Names != 3 {
+				t.Fatalf("certified %s, committed before: %x", rec.Bytes(), want.Record)
+			}
+			if _, cert := c.certificate(1, 1); cert.Tick != 2 {
+				t.Errorf("certified at tick %d, want 2", cert.Tick)
+			}
+			c.phase(t.Context(), c.all()...)
+			if next := c.agreed(2, c.all()...); next.Names != 6 {
+				t.Errorf("the epoch after has %d names, want 6", next.Names)
+			}
+		})
+	}
+}
+
+func (c *cluster) certificate(id uint32, e archive.Epoch) (rec archive.EpochRecord, cert archive.Certificate) {
+	c.withStore(id, func(s *Store) (err error) {
+		rec, cert, err = s.Record(e)
+		return err
+	})
+	return rec, cert
+}
+
+// A committed slot whose prepare certificate is gone is left out.
+func TestCommittedWithoutCertificate(t *testing.T) {
+	c := newCluster(t, 4)
+	c.cutAtCommit([]uint32{3}, c.all()...)
+	if err := os.RemoveAll(filepath.Join(c.Replicas[2].Dir, "store", "phase")); err != nil {
+		t.Fatal(err)
+	}
+	c.phase(t.Context(), c.all()...)
+	rec := c.agreed(1, c.all()...)
+	if rec.Tick != 2 || !slices.Equal(rec.Joined, []uint32{1, 2, 4}) {
+		t.Errorf("record: %s", rec.Bytes())
+	}
+}
+
+// Two attempts cut off one after the other, the second carrying the first's
+// record: the third certifies the same bytes still.
+func TestCarriedTwice(t *testing.T) {
+	c := newCluster(t, 4)
+	c.add(c.files(3, "early"), c.all()...)
+	c.cutAtCommit([]uint32{1}, c.all()...)
+	want := c.committed(1)
+	c.cutAtCommit([]uint32{2, 3}, c.all()...)
+	if got := c.committed(2); got.Record != want.Record || got.Tick != 2 {
+		t.Fatalf("second attempt committed %+v, want record %x at tick 2", got, want.Record)
+	}
+	c.phase(t.Context(), 2, 3, 4)
+	if rec := c.agreed(1, 2, 3, 4); rec.Head() != archive.Digest(want.Record) {
+		t.Errorf("third attempt certified %s", rec.Bytes())
+	}
+}
+
+// Each replica is absent once: one of them would have led. It catches up in the
+// phase after.
+func TestAbsent(t *testing.T) {
+	c := newCluster(t, 4)
+	for absent := uint32(1); absent <= 4; absent++ {
+		here := c.all(absent)
+		c.add(c.files(3, fmt.Sprint("without ", absent)), here...)
+		c.phase(t.Context(), here...)
+		rec := c.agreed(archive.Epoch(absent), here...)
+		if !slices.Equal(rec.Joined, here) || rec.Names != uint64(3*absent) {
+			t.Errorf("record: %s", rec.Bytes())
+		}
+	}
+	c.phase(t.Context(), c.all()...)
+	c.agreed(5, c.all()...)
+}
+
+func TestTooFew(t *testing.T) {
+	c := newCluster(t, 4)
+	c.Roster.Limits.Join = archive.Duration(time.Second)
+	c.phase(t.Context(), 2, 3)
+	for _, id := range []uint32{2, 3} {
+		err := c.last[id].err
+		if !errors.Is(err, ErrTooFew) || !strings.Contains(err.Error(), "2 of 3 needed replicas joined") {
+			t.Errorf("replica %d: %v", id, err)
+		}
+	}
+	c.run(t.Context(), 2)
+	if err := c.last[2].err; !errors.Is(err, ErrLocked) {
+		t.Errorf("locked device: %v", err)
+	}
+}
+
+// A replica that starts when the others are ready still joins within the grace.
+func TestLateWithinGrace(t *testing.T) {
+	c := newCluster(t, 4)
+	c.Roster.Limits.Grace = archive.Duration(3 * time.Second)
+	c.reset(c.all()...)
+	var opened sync.WaitGroup
+	opened.Add(3)
+	for _, id := range c.all(4) {
+		var once sync.Once
+		mas := c.Replicas[id-1].MAS
+		c.devices[id] = &looking{mas, func() { once.Do(opened.Done) }}
+	}
+	var all sync.WaitGroup
+	all.Go(func() { c.run(t.Context(), c.all(4)...) })
+	opened.Wait()
+	late, err := Update(t.Context(), c.config(4))
+	all.Wait()
+	c.last[4] = result{late, err}
+	if rec := c.agreed(1, c.all()...); !rec.HasJoined(4) {
+		t.Errorf("joined %v", rec.Joined)
+	}
+}
+
+// looking tells of each lookup.
+type looking struct {
+	trust.MAS
+	looked func()
+}
+
+func (d *looking) Lookup(ctx context.Context, n trust.Nonce) (trust.Attestation, error) {
+	d.looked()
+	return d.MAS.Lookup(ctx, n)
+}
+
+// A replica that comes when the others have left the update phase catches up
+// from their service processes.
+func TestLateAfterTheEnd(t *testing.T) {
+	c := newCluster(t, 4)
+	c.add(c.files(5, "new"), c.all(4)...)
+	c.reset(4)
+	c.phase(t.Context(), c.all(4)...)
+	stop := c.serve(c.all(4)...)
+	defer stop()
+	c.run(t.Context(), 4)
+	c.agreed(1, c.all()...)
+	if late := c.last[4].Outcome; !late.CaughtUp || late.Advanced || late.Epoch != 1 {
+		t.Errorf("outcome %+v", late)
+	}
+}
+
+// serve runs service processes until stop is called.
+func (c *cluster) serve(ids ...uint32) (stop func()) {
+	ctx, cancel := context.WithCancel(c.t.Context())
+	var all sync.WaitGroup
+	for _, id := range ids {
+		all.Go(func() {
+			if err := Serve(ctx, c.config(id)); err != nil && ctx.Err() == nil {
+				c.t.Errorf("serve replica %d: %v", id, err)
+			}
+		})
+	}
+	return func() { cancel(); all.Wait() }
+}
+
+// A replica that comes while the others store the head takes part as far as it
+// can, and holds the common head in the end.
+func TestLateAtTheEnd(t *testing.T) {
+	c := newCluster(t, 4)
+	c.add(c.files(5, "new"), c.all(4)...)
+	c.reset(c.all()...)
+	stored, over := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	for _, id := range c.all(4) {
+		c.devices[id] = &device{c.Replicas[id-1].MAS, func(op string, s trust.Slots) error {
+			if op == "advance" {
+				once.Do(func() { close(stored) })
+			}
+			return nil
+		}}
+	}
+	var stop func()
+	go func() { defer close(over); c.run(t.Context(), c.all(4)...); stop = c.serve(c.all(4)...) }()
+	<-stored
+	late, err := Update(t.Context(), c.config(4))
+	<-over
+	stop()
+	c.last[4] = result{late, err}
+	c.agreed(1, c.all()...)
+	if !late.CaughtUp || late.Advanced {
+		t.Errorf("outcome %+v", late)
+	}
+}
+
+// Two values for one name, added in opposite orders: one wins everywhere.
+func TestRaceForOneName(t *testing.T) {
+	c := newCluster(t, 4)
+	for round := range 3 {
+		name := archive.Name(fmt.Sprint("race/", round))
+		left := c.Submission(time.Now(), map[archive.Name][]byte{name: []byte("left")})
+		right := c.Submission(time.Now(), map[archive.Name][]byte{name: []byte("right")})
+		for _, id := range c.all() {
+			if id%2 == 0 {
+				left, right = right, left
+			}
+			c.add(left, id)
+			c.add(right, id)
+		}
+		c.phase(t.Context(), c.all()...)
+		c.agreed(archive.Epoch(round+1), c.all()...)
+		won, ok := c.entry(1, name)
+		if !ok {
+			t.Fatalf("%s is not bound", name)
+		}
+		for _, id := range c.all() {
+			if e, _ := c.entry(id, name); e != won {
+				t.Errorf("replica %d: %s bound to %v, replica 1: %v", id, name, e, won)
+			}
+			if n := c.pending(id); n != 0 {
+				t.Errorf("replica %d: %d names pending", id, n)
+			}
+		}
+	}
+}
+
+func TestSevenReplicas(t *testing.T) {
+	c := newCluster(t, 7)
+	c.add(c.files(10, "seven"), 1, 3, 4, 5, 7)
+	c.phase(t.Context(), c.all(2, 6)...)
+	rec := c.agreed(1, c.all(2, 6)...)
+	if rec.Names != 10 || len(rec.Joined) != 5 {
+		t.Errorf("record: %s", rec.Bytes())
+	}
+	c.phase(t.Context(), c.all()...)
+	c.agreed(2, c.all()...)
+}
+
+// What an attacker, or a crash, may have left on one replica's disk or in its
+// slots before a phase.
+func TestDamageBeforePhase(t *testing.T) {
+	row := func(e archive.Epoch) tree.Pair {
+		return tree.Pair{Name: []byte("planted"), Val: archive.Entry{Epoch: e}.Bytes()}
+	}
+	plant := func(e archive.Epoch) func(*testing.T, *cluster, string) {
+		return func(t *testing.T, c *cluster, store string) {
+			c.withStore(2, func(s *Store) error {
+				tr, err := s.OpenTree(false)
+				if err != nil {
+					return err
+				}
+				defer tr.Close()
+				_, _, err = tr.Apply(t.Context(), []tree.Pair{row(e)})
+				return err
+			})
+		}
+	}
+	slots := func(change func(*trust.Slots)) func(*testing.T, *cluster, string) {
+		return func(t *testing.T, c *cluster, _ string) {
+			s := c.Replicas[1].Statement(t).Slots
+			change(&s)
+			if err := c.Replicas[1].MAS.Store(t.Context(), s); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, tt := range []struct {
+		name   string
+		damage func(*testing.T, *cluster, string)
+		joins  bool // the damaged replica stands in the next join set
+	}{
+		{"rows of an epoch never stored", plant(2), true},
+		{"a name planted in the past", plant(1), true},
+		{"tree gone", func(t *testing.T, _ *cluster, store string) { wipe(t, filepath.Join(store, "tree.db")) }, true},
+		{"tree is garbage", func(t *testing.T, _ *cluster, store string) { garbage(t, filepath.Join(store, "tree.db")) }, true},
+		{"history gone", func(t *testing.T, _ *cluster, store string) { wipe(t, filepath.Join(store, "history")) }, true},
+		{"store gone", func(t *testing.T, _ *cluster, store string) { wipe(t, store) }, true},
+		{"phase data planted", func(t *testing.T, _ *cluster, store string) {
+			d := phaseDir(filepath.Join(store, "phase")).tick(2, 1)
+			must(t, os.MkdirAll(d.engine(), 0o700))
+			for _, f := range []string{fileBoot, fileJoin, fileBlock, fileRecord, filePrepare, fileChallenges, "vouched-1", "engine/x"} {
+				garbage(t, filepath.Join(string(d), f))
+			}
+		}, true},
+		{"head is garbage", slots(func(s *trust.Slots) { rand.Read(s.Head[:]) }), true},
+		{"head of no epoch", slots(func(s *trust.Slots) { s.Epoch = 1 << 60 }), true},
+		{"slots of another archive", slots(func(s *trust.Slots) { rand.Read(s.Archive[:]) }), true},
+		{"tick used up", slots(func(s *trust.Slots) { s.Tick = 1<<64 - 1 }), false},
+		{"committed garbage", slots(func(s *trust.Slots) { s.Committed = trust.Vote{Epoch: 2, Tick: 7, Record: [32]byte{1}} }), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newCluster(t, 4)
+			c.add(c.files(30, "old"), c.all()...)
+			c.phase(t.Context(), c.all()...)
+			c.agreed(1, c.all()...)
+			c.add(c.files(3, "new"), c.all(2)...)
+			c.reset(c.all()...)
+			tt.damage(t, c, filepath.Join(c.Replicas[1].Dir, "store"))
+			c.run(t.Context(), c.all()...)
+			rec := c.agreed(2, c.all()...)
+			if rec.Names != 33 || rec.HasJoined(2) != tt.joins {
+				t.Errorf("record: %s", rec.Bytes())
+			}
+		})
+	}
+}
+
+// A crash between Store of the head and Advance is mended when the next phase
+// opens.
+func TestMendCounter(t *testing.T) {
+	c := newCluster(t, 4)
+	c.devices[3] = &device{c.Replicas[2].MAS, func(op string, _ trust.Slots) error {
+		if op == "advance" {
+			return errCut
+		}
+		return nil
+	}}
+	c.phase(t.Context(), c.all()...)
+	c.agreed(1, 1, 2, 4)
+	if st := c.Replicas[2].Statement(t); st.Slots.Epoch != 1 || st.Counter != 0 {
+		t.Fatalf("device of 3: epoch %d, counter %d", st.Slots.Epoch, st.Counter)
+	}
+	delete(c.devices, 3)
+	c.phase(t.Context(), c.all()...)
+	if rec := c.agreed(2, c.all()...); !rec.HasJoined(3) {
+		t.Errorf("joined %v", rec.Joined)
+	}
+}
+
+// A counter that a faulty replica has burnt keeps it out until the archive gets
+// there.
+func TestBurntCounter(t *testing.T) {
+	c := newCluster(t, 4)
+	c.phase(t.Context(), c.all()...)
+	c.reset(c.all()...)
+	for range 2 {
+		must(t, c.Replicas[0].MAS.Advance(t.Context()))
+	}
+	c.run(t.Context(), c.all()...)
+	c.agreed(2, 2, 3, 4)
+	if st := c.Replicas[0].Statement(t); st.Slots.Epoch != 1 {
+		t.Errorf("device of 1 was given epoch %d below its counter %d", st.Slots.Epoch, st.Counter)
+	}
+	c.phase(t.Context(), c.all()...)
+	rec := c.agreed(3, c.all()...)
+	if rec.HasJoined(1) {
+		t.Errorf("joined %v", rec.Joined)
+	}
+	c.phase(t.Context(), c.all()...)
+	if rec := c.agreed(4, c.all()...); !rec.HasJoined(1) {
+		t.Errorf("joined %v", rec.Joined)
+	}
+}
+
+func wipe(t *testing.T, path string) {
+	t.Helper()
+	must(t, os.RemoveAll(path))
+}
+
+func garbage(t *testing.T, path string) {
+	t.Helper()
+	b := make([]byte, 70000)
+	rand.Read(b)
+	must(t, os.WriteFile(path, b, 0o600))
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
