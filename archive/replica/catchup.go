@@ -196,7 +196,11 @@ func (p *phase) storeHead(ctx context.Context, rec archive.EpochRecord) error {
 			return err
 		}
 	}
-	if err := p.storeSlots(ctx, trust.Slots{Head: rec.Head(), Epoch: uint64(rec.Epoch), Archive: p.id}); err != nil {
+	slots := trust.Slots{Head: rec.Head(), Epoch: uint64(rec.Epoch), Archive: p.id}
+	if p.last {
+		slots.Boot = p.statement.Counts
+	}
+	if err := p.storeSlots(ctx, slots); err != nil {
 		return fmt.Errorf("store head: %w", err)
 	}
 	if err := p.mend(ctx, rec); err != nil {
@@ -207,6 +211,13 @@ func (p *phase) storeHead(ctx context.Context, rec archive.EpochRecord) error {
 		p.log.Warn("clear pending submissions", "err", err)
 	}
 	return nil
+}
+
+// isDone says whether an earlier process of this boot has stored the head that
+// ends the phase.
+func (p *phase) isDone() bool {
+	slots := p.statement.Slots
+	return !p.inDoubt && slots.Tick == 0 && slots.Boot == p.statement.Counts && slots != trust.Slots{}
 }
 
 // appendOnly checks that the tree on disk is rec's and, without what came after

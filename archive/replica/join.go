@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"net/http"
 	"slices"
@@ -236,10 +237,18 @@ func (p *phase) present() int {
 	return n
 }
 
+// spent is the newest tick that we cannot join any more.
+func (p *phase) spent() uint64 {
+	if t := p.statement.Slots.Tick; t == 0 || t != p.unsaid {
+		return t
+	}
+	return p.unsaid - 1
+}
+
 // ticks returns what the hellos for base and our own slots attest, by of. It
 // wants know.
 func (p *phase) ticks(of func(trust.Statement) uint64) []uint64 {
-	all := []uint64{p.statement.Slots.Tick}
+	all := []uint64{p.spent()}
 	for _, h := range p.hellos {
 		if h.from != p.ID && buildsOn(h.statement, p.base) {
 			all = append(all, of(h.statement))
@@ -278,7 +287,7 @@ func (p *phase) gather(ctx context.Context) (uint64, error) {
 			}
 		case err != nil || tick == 0:
 			return tick, err
-		case tick > p.statement.Slots.Tick:
+		case tick > p.spent():
 			return tick, nil
 		default:
 			return p.abstain(ctx)
@@ -295,7 +304,7 @@ func (p *phase) gatherTick(ctx context.Context, window time.Time) (tick uint64, 
 	var over bool
 	err = p.know.wait(joining, func() (bool, error) {
 		over = p.isOver()
-		return p.live > p.statement.Slots.Tick || over || !p.inDoubt && p.present() >= p.Roster.Quorum(), p.isBehind()
+		return p.live > p.spent() || over || !p.inDoubt && p.present() >= p.Roster.Quorum(), p.isBehind()
 	})
 	switch {
 	case err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
@@ -313,7 +322,7 @@ func (p *phase) gatherTick(ctx context.Context, window time.Time) (tick uint64, 
 	}
 	p.know.Lock()
 	defer p.know.Unlock()
-	if p.live > p.statement.Slots.Tick {
+	if p.live > p.spent() {
 		return p.live, nil
 	}
 	return nextTick(p.ticks(freeTick), p.Roster.F), nil
@@ -361,7 +370,7 @@ func (p *phase) abstain(ctx context.Context) (tick uint64, err error) {
 			return false, errCertified
 		}
 		tick = p.live
-		return tick > p.statement.Slots.Tick, nil
+		return tick > p.spent(), nil
 	})
 	return tick, err
 }
@@ -504,10 +513,7 @@ func (p *phase) enter(ctx context.Context, tick uint64) (*attempt, error) {
 	began := time.Now()
 	a := p.newAttempt(tick)
 	boot := p.statement.Counts
-	if err := a.dir.begin(boot.String()); err != nil {
-		return nil, fmt.Errorf("phase directory: %w", err)
-	}
-	if err := a.dir.write(fileChallenges, p.encodeChallenges()); err != nil {
+	if err := a.begin(); err != nil {
 		return nil, fmt.Errorf("phase directory: %w", err)
 	}
 	slots := p.statement.Slots
@@ -531,6 +537,18 @@ func (p *phase) enter(ctx context.Context, tick uint64) (*attempt, error) {
 	return a, nil
 }
 
+// begin empties the phase directory, unless an earlier process of this boot has
+// done so for this tick.
+func (a *attempt) begin() error {
+	if a.tick == a.unsaid {
+		return nil
+	}
+	if err := a.dir.begin(a.statement.Counts.String()); err != nil {
+		return err
+	}
+	return a.dir.write(fileChallenges, a.encodeChallenges())
+}
+
 // attest makes the join: once for an attempt, whatever happens.
 func (a *attempt) attest(ctx context.Context, m consensus.Manifest) error {
 	a.awaitChallenges(ctx)
@@ -543,7 +561,7 @@ func (a *attempt) attest(ctx context.Context, m consensus.Manifest) error {
 	if _, err := checkJoin(a.Roster, a.base, a.tick, j); err != nil {
 		return fmt.Errorf("own %w", err)
 	}
-	if err := a.phase.dir.tick(a.base.Epoch+1, a.tick).once(fileJoin, j.Bytes()); err != nil {
+	if err := a.dir.once(fileJoin, j.Bytes()); err != nil {
 		return err
 	}
 	a.announce(j)
@@ -622,6 +640,10 @@ func (p *phase) resume(ctx context.Context) (*attempt, error) {
 	}
 	a := p.newAttempt(slots.Tick)
 	j, err := a.resumable()
+	if errors.Is(err, errUnsaid) {
+		p.know.update(func() { p.unsaid = slots.Tick })
+		return nil, nil
+	}
 	if err != nil {
 		p.log.Info("cannot resume the attempt", "tick", slots.Tick, "err", err)
 		return nil, nil
@@ -632,6 +654,10 @@ func (p *phase) resume(ctx context.Context) (*attempt, error) {
 	a.announce(j)
 	return a, nil
 }
+
+// errUnsaid is returned for a tick that was stored in this boot without a join
+// that anybody has seen: it can be joined still.
+var errUnsaid = errors.New("not joined yet")
 
 func (a *attempt) resumable() (j consensus.Join, err error) {
 	boot, err := a.dir.read(fileBoot)
@@ -646,6 +672,9 @@ func (a *attempt) resumable() (j consensus.Join, err error) {
 		return j, err
 	}
 	b, err := a.dir.read(fileJoin)
+	if errors.Is(err, fs.ErrNotExist) {
+		return j, errUnsaid
+	}
 	if err != nil {
 		return j, err
 	}

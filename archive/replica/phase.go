@@ -64,6 +64,9 @@ func (p *phase) run(ctx context.Context) (Outcome, error) {
 	if err := p.open(ctx); err != nil { // 1. the tree gives the root of the record that head names
 		return Outcome{}, err
 	}
+	if p.isDone() {
+		return p.outcome(0), nil
+	}
 	for {
 		out, err := p.attempt(ctx)
 		if errors.Is(err, errMoveUp) {
@@ -146,8 +149,10 @@ type phase struct {
 	statement trust.Statement     // our device's, newest
 	base      archive.EpochRecord // what our head names: the epoch we build on
 	caughtUp  bool
+	last      bool   // the head to be stored next ends the phase
 	inDoubt   bool   // our device cannot vote on top of base
 	joined    uint64 // tick of the attempt we are in, or were
+	unsaid    uint64 // tick stored in this boot in which nothing was said yet
 	trees     *lender
 	checked   digestSet // submissions whose signatures are good
 	recording sync.Mutex
@@ -220,6 +225,7 @@ func (p *phase) outcome(tick uint64) Outcome {
 
 // overtaken takes over an epoch that peers certified without us.
 func (p *phase) overtaken(ctx context.Context) (Outcome, error) {
+	p.last = true
 	if err := p.catchUp(ctx); err != nil {
 		return Outcome{}, err
 	}

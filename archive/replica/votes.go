@@ -231,6 +231,7 @@ func (p *phase) advance(ctx context.Context, rec archive.EpochRecord, cert archi
 		return err
 	}
 	p.publishCertificate(rec, cert)
+	p.last = true
 	if err := p.storeHead(ctx, rec); err != nil {
 		return err
 	}
