@@ -68,7 +68,9 @@ func (w *waiting) poll(ctx context.Context) (due time.Time, err error) {
 	}
 	results, err := w.c.Get(ctx, names...)
 	if err != nil {
-		w.last = err
+		if ctx.Err() == nil || w.last == nil {
+			w.last = err
+		}
 		return time.Time{}, lasting(err)
 	}
 	var left []int
