@@ -112,6 +112,8 @@ func (s *service) refusal(what string, err error) error {
 	case errors.Is(err, ErrFull):
 		s.Log.Error(what, "error", err)
 		return wire.Errorf(wire.CodeFull, "the replica's disk is full")
+	case errors.Is(err, errLost):
+		s.die(err)
 	}
 	s.Log.Error(what, "error", err)
 	return wire.Errorf(wire.CodeUnavailable, "the replica cannot write")

@@ -53,13 +53,8 @@ func (s *service) controlAudit(w http.ResponseWriter, r *http.Request) {
 	defer s.auditing.Unlock()
 	out := &lineWriter{w: w, c: http.NewResponseController(w)}
 	a := s.auditor(AuditOptions{Repair: r.URL.Query().Get("repair") == "true"}, out.event)
-	report, err := a.run(r.Context())
-	if err != nil {
+	if _, err := a.run(r.Context()); err != nil {
 		out.event(Event{Type: eventFailed, Replica: s.ID, Detail: err.Error()})
-		return
-	}
-	if report.Damaged > 0 && !a.options.Repair {
-		kick(s.sweepNow)
 	}
 }
 

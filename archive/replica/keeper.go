@@ -67,8 +67,8 @@ func (s *service) restored(ctx context.Context) bool {
 }
 
 // keepAll fetches the contents that are missing, then audits and repairs
-// everything, and does so again on a schedule, or when asked; sooner, but ever
-// less so, while something could not be repaired.
+// everything, and does so again on a schedule; sooner, but ever less so, while
+// something could not be repaired.
 func (s *service) keepAll(ctx context.Context, ready <-chan struct{}) {
 	select {
 	case <-ctx.Done():
@@ -82,13 +82,7 @@ func (s *service) keepAll(ctx context.Context, ready <-chan struct{}) {
 		} else {
 			wait = min(2*wait, s.AuditEvery)
 		}
-		t := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-		case <-t.C:
-		case <-s.sweepNow:
-		}
-		t.Stop()
+		pause(ctx, wait)
 	}
 }
 

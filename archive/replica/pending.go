@@ -35,6 +35,8 @@ type Stats struct {
 // uploaded and are not bound yet. Its methods may be called concurrently.
 type Pending struct {
 	db   *bbolt.DB
+	path string
+	file fs.FileInfo // of path, when it was opened
 	lock *os.File
 
 	commit sync.Mutex // held by the one who writes for all that queue
@@ -75,11 +77,14 @@ func openPending(path string) (*Pending, error) {
 	if errors.Is(err, ErrFull) { // no room for a new one: better the old than none
 		p, err = loaded(path)
 	}
+	if err == nil {
+		p.file, err = os.Stat(path)
+	}
 	if err != nil {
 		lock.Close()
 		return nil, err
 	}
-	p.lock = lock
+	p.path, p.lock = path, lock
 	return p, nil
 }
 
@@ -343,7 +348,25 @@ func (p *Pending) flush() error {
 }
 
 func (p *Pending) update(f func(*bbolt.Tx) error) error {
-	return full(guard(func() error { return p.db.Update(f) }))
+	if err := guard(func() error { return p.db.Update(f) }); err != nil {
+		return full(err)
+	}
+	return p.reachable()
+}
+
+// errLost says that what was written is not where the next process will look.
+var errLost = errors.New("the pending buffer was removed or replaced under the process")
+
+// reachable checks that the file is still at its path: what is written to one
+// that was removed must not be acknowledged.
+func (p *Pending) reachable() error {
+	if p.path == "" { // it is being made
+		return nil
+	}
+	if at, err := os.Stat(p.path); err != nil || !os.SameFile(at, p.file) {
+		return errLost
+	}
+	return nil
 }
 
 // Each calls fn with every submission, in the order of their digests. Rows that

@@ -42,7 +42,7 @@ type service struct {
 
 	cleaning sync.RWMutex  // held to write while contents nobody wants are removed
 	wake     chan struct{} // the tree must be restored
-	sweepNow chan struct{} // something must be repaired
+	fatal    chan error    // the process must start anew
 	auditing sync.Mutex    // held by an audit for the operator
 	unsound  atomic.Bool   // the last audit left something damaged
 }
@@ -86,7 +86,7 @@ func newService(ctx context.Context, c Config) (*service, error) {
 	s := &service{
 		Config: c, archive: c.Roster.ID(), statement: st, store: store, pending: pending, peers: c.peers(nil),
 		answers: make(chan struct{}, maxAnswers), uploads: make(chan struct{}, maxUploads), adds: make(chan struct{}, maxAdds),
-		wake: make(chan struct{}, 1), sweepNow: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), fatal: make(chan error, 1),
 	}
 	s.shelf.withdraw(s.whyNone())
 	return s, store.ClearTemp()
@@ -144,6 +144,7 @@ func (s *service) run(ctx context.Context) error {
 	s.Log.Info("serving", "address", s.Listen, "epoch", s.statement.Slots.Epoch)
 	select {
 	case err = <-errs:
+	case err = <-s.fatal:
 	case <-ctx.Done():
 	}
 	stop()
@@ -202,6 +203,14 @@ func (s *service) Damaged(l *Lent, err error) {
 	if s.shelf.withdrawIf(l, errTreeDamaged) {
 		s.Log.Error("the tree gave a wrong proof; repairing it", "error", err)
 		kick(s.wake)
+	}
+}
+
+// die ends the process: whoever started it starts it again.
+func (s *service) die(err error) {
+	select {
+	case s.fatal <- err:
+	default:
 	}
 }
 

@@ -217,6 +217,7 @@ func TestServeAddFirst(t *testing.T) {
 		t.Errorf("get: got %v, want %s", err, wire.CodeNoEpoch)
 	}
 	all := files("n", 3)
+	all["empty"] = nil
 	all["big"] = bytes.Repeat([]byte("0123456789abcdef"), 200_000) // several blocks
 	sub := a.Submission(time.Now(), all)
 	for range 2 {
@@ -228,7 +229,7 @@ func TestServeAddFirst(t *testing.T) {
 			t.Errorf("pending: got %+v, %v", p, err)
 		}
 		st, err := s.client.Status(t.Context())
-		if err != nil || st.Pending != 4 || st.PendingBytes != sub.Size() {
+		if err != nil || st.Pending != 5 || st.PendingBytes != sub.Size() {
 			t.Errorf("status: got %d names, %d bytes, %v", st.Pending, st.PendingBytes, err)
 		}
 		s.stop()
@@ -495,6 +496,31 @@ func TestServeDropsBound(t *testing.T) {
 	}
 	if len(left) != 1 || left[0] != keep.Digest() {
 		t.Errorf("left: %v, want %s", left, keep.Digest())
+	}
+}
+
+// An Add is not acknowledged into a buffer that was removed under the service;
+// the process ends, so that the next one makes a new buffer.
+func TestServeLostBuffer(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, files("a", 1))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, serviceConfig(t, a, a.Replicas[0])) }()
+	c := wire.NewClient(a.Replicas[0].Replica, a.Roster, wire.Options{})
+	defer c.Close()
+	waitFor(t, "service", func() bool { _, err := c.Status(t.Context()); return err == nil })
+	if err := os.RemoveAll(filepath.Join(a.Replicas[0].Dir, storeDir)); err != nil {
+		t.Fatal(err)
+	}
+	all := files("b", 1)
+	ack, err := upAndAdd(t, a, &served{client: c}, a.Submission(time.Now(), all), all)
+	if !errors.Is(err, &wire.Error{Code: wire.CodeUnavailable}) {
+		t.Errorf("got %+v, %v", ack, err)
+	}
+	if err := <-done; !errors.Is(err, errLost) {
+		t.Errorf("got %v, want %v", err, errLost)
 	}
 }
 
