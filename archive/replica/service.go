@@ -150,11 +150,19 @@ func (s *service) run(ctx context.Context) error {
 	stop()
 	door.close(shutdownGrace)
 	cut()
+	flush(web)
 	return errors.Join(err, web.Close(), ctl.Close())
 }
 
-// shutdownGrace is how long requests under way have when the service ends.
-const shutdownGrace = time.Second
+// shutdownGrace is how long requests under way have when the service ends,
+// flushGrace how long their last bytes have to leave.
+const shutdownGrace, flushGrace = time.Second, 100 * time.Millisecond
+
+func flush(web *http.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), flushGrace)
+	defer cancel()
+	web.Shutdown(ctx) // what is left is cut off by Close
+}
 
 func (s *service) listen() (net.Listener, error) {
 	l, err := net.Listen("tcp", s.Listen)
