@@ -214,7 +214,7 @@ func TestAddRefusesAtOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		strange, noKey := *b.Client, *b.Client
+		strange, noKey := b.client(t, ""), b.client(t, "")
 		strange.Key, noKey.Key = b.Stranger, nil
 		tests := map[string]struct {
 			c     *Client
@@ -223,8 +223,8 @@ func TestAddRefusesAtOnce(t *testing.T) {
 		}{
 			"bad name":    {b.Client, []Item{item("../x", "x")}, archive.ErrName},
 			"twice":       {b.Client, []Item{item("x", "x"), item("x", "y")}, archive.ErrName},
-			"stranger":    {&strange, []Item{item("x", "x")}, ErrDenied},
-			"no key":      {&noKey, []Item{item("x", "x")}, ErrDenied},
+			"stranger":    {strange, []Item{item("x", "x")}, ErrDenied},
+			"no key":      {noKey, []Item{item("x", "x")}, ErrDenied},
 			"not his":     {prefixed, []Item{item("x", "x")}, ErrDenied},
 			"too large":   {prefixed, []Item{item("mine/x", "four")}, ErrQuota},
 			"cannot open": {b.Client, []Item{{Name: "x", Open: func() (io.ReadCloser, error) { return nil, io.ErrNoProgress }}}, io.ErrNoProgress},
