@@ -79,13 +79,19 @@ func (c *Client) getIn(ctx context.Context, results []Result, open []int) ([]int
 	if err != nil && !errors.Is(err, errOver) {
 		return open, err
 	}
-	var left []int
+	var left, stale []int
 	for i, p := range proofs {
 		if p.view == nil {
 			left = append(left, open[i])
 			continue
 		}
 		results[open[i]] = s.result(results[open[i]].Name, p)
+		if errors.Is(results[open[i]].Err, ErrStale) {
+			stale = append(stale, open[i])
+		}
+	}
+	if len(stale) > 0 && s.better() {
+		return append(left, stale...), errOver
 	}
 	return left, err
 }

@@ -327,7 +327,7 @@ func TestWarnings(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.close()
-		for s.receive() {
+		for s.receive(nil) {
 		}
 		lead := s.group(s.head)[0]
 		res := s.result("a", shown{lead.Proof, lead.View})
@@ -531,5 +531,47 @@ func TestStatus(t *testing.T) {
 			t.Errorf("replica 2: %v", sts[1].Err)
 		}
 		wantErr(t, sts[2].Err, ErrUpdating)
+	})
+}
+
+// Replicas that are behind do not hide what f+1 up-to-date ones prove, however
+// late those answer.
+func TestGetIsNotHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, "", "a")
+		b.first = b.first.Add(6 * time.Hour)
+		b.Advance(b.wall().Add(-time.Minute), []uint32{2, 3, 4}, forge.Bind("b", "b"))
+		b.fakes[0].behind, b.fakes[1].behind = 1, 1
+		b.fakes[2].delay, b.fakes[3].delay = 3*time.Second, 3*time.Second
+		if got := b.list(t, "", nil); !slices.Equal(got, []archive.Name{"a", "b"}) {
+			t.Errorf("ls: %v", got)
+		}
+		checkPresent(t, b, b.one(t, "b"))
+		fresh := b.client(t, "")
+		within(t, time.Second, func() {
+			res, err := fresh.Get(t.Context(), "a")
+			if err != nil || res[0].Record.Epoch != 1 || !res[0].Overdue {
+				t.Errorf("a: %+v, %v", res, err)
+			}
+		})
+		res, err := fresh.Get(t.Context(), "a", "b", "nobody")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var absent *AbsentError
+		if res[1].Err != nil || res[1].Record.Epoch != 2 || !errors.As(res[2].Err, &absent) {
+			t.Errorf("b: %v, nobody: %v", res[1].Err, res[2].Err)
+		}
+	})
+}
+
+// Long overdue, with two stopped, what is there still comes at once.
+func TestGetOverdueWithTwoStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, "", "a")
+		b.first = b.first.Add(19 * time.Hour)
+		b.stop(1, 2)
+		within(t, time.Second/2, func() { checkPresent(t, b, b.one(t, "a")) })
+		wantErr(t, b.one(t, "nobody").Err, ErrStale)
 	})
 }

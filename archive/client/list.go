@@ -54,6 +54,9 @@ func (l *listing) run(ctx context.Context) error {
 	}
 	defer s.close()
 	if l.rec == nil {
+		if s.current() != nil && s.better() {
+			return errOver
+		}
 		l.rec = &s.rec
 	}
 	view := s.group(s.head)[0].View

@@ -6,12 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 	"github.com/bonafide-archive/bonafide/tree"
 	"github.com/bonafide-archive/bonafide/trust"
 )
+
+// patience is how long a head that is not surely the newest waits for a later
+// one.
+const patience = 200 * time.Millisecond
 
 // session is one round of attestations over one nonce, and the head that f+1
 // replicas agree on. A MAS does not change without a reset, so that head serves
@@ -106,25 +111,76 @@ func checkAnswer(r *archive.Roster, id uint32, q wire.AnswerRequest, a archive.A
 }
 
 // settle takes answers until f+1 agree on a head that is not older than what
-// was accepted before, and accepts it.
+// was accepted before, and accepts it. If that head is not surely the newest it
+// gives the other replicas a moment to show a later one.
 func (s *session) settle() error {
+	var late <-chan time.Time
 	for {
-		if group := s.best(); len(group) > s.c.Roster.F {
+		group := s.best()
+		enough := len(group) > s.c.Roster.F
+		switch {
+		case enough && (s.fresh(group[0]) || !s.mayBeat(group[0].Record.Epoch)):
 			return s.accept(group[0])
+		case enough && late == nil:
+			late = time.After(patience)
+		case !enough && !s.hope():
+			return s.failure()
 		}
-		if !s.hope() || !s.receive() {
+		if !s.receive(late) {
+			if enough {
+				return s.accept(group[0])
+			}
 			return s.failure()
 		}
 	}
 }
 
+// fresh reports whether nothing speaks for an epoch later than v's.
+func (s *session) fresh(v *archive.Verified) bool {
+	for _, o := range s.answers {
+		if o.Record.Epoch > v.Record.Epoch {
+			return false
+		}
+	}
+	return s.c.Now().Before(v.Record.Due(s.c.Roster.Schedule))
+}
+
+// mayBeat reports whether f+1 answers may still agree on an epoch later than e.
+func (s *session) mayBeat(e archive.Epoch) bool {
+	most := 0
+	for _, v := range s.answers {
+		if v.Record.Epoch > e {
+			most = max(most, len(s.group(v.Head)))
+		}
+	}
+	return most+s.waiting > s.c.Roster.F
+}
+
+// better waits for f+1 answers that agree on an epoch later than the session's.
+// If they come it accepts that epoch, so that no later session takes less.
+func (s *session) better() bool {
+	for {
+		if g := s.best(); len(g) > s.c.Roster.F && g[0].Record.Epoch > s.rec.Epoch {
+			return s.accept(g[0]) == nil
+		}
+		if !s.mayBeat(s.rec.Epoch) || !s.receive(nil) {
+			return false
+		}
+	}
+}
+
 // receive waits for one more reply, takes all that are there, and reports
-// whether there was any.
-func (s *session) receive() bool {
+// whether there was any before limit.
+func (s *session) receive(limit <-chan time.Time) bool {
 	if s.waiting == 0 {
 		return false
 	}
-	s.take(<-s.replies)
+	select {
+	case p := <-s.replies:
+		s.take(p)
+	case <-limit:
+		return false
+	}
 	for s.waiting > 0 {
 		select {
 		case p := <-s.replies:
@@ -241,7 +297,7 @@ func (s *session) undisturbed() error {
 		if n > s.c.Roster.F {
 			return nil
 		}
-		if n+s.waiting <= s.c.Roster.F || !s.receive() {
+		if n+s.waiting <= s.c.Roster.F || !s.receive(nil) {
 			return fmt.Errorf("%w: %d of %d needed replicas have gone undisturbed since epoch %d", ErrStale, n, s.c.Roster.F+1, s.rec.Epoch)
 		}
 	}

@@ -22,6 +22,7 @@ type fake struct {
 
 	mu       sync.Mutex
 	behind   int                                 // epochs
+	delay    time.Duration                       // of every call
 	stopped  bool                                // every call hangs
 	err      error                               // of every call
 	lie      func(archive.Answer) archive.Answer // told in answers
@@ -41,8 +42,11 @@ var _ Peer = (*fake)(nil)
 func (f *fake) enter(ctx context.Context, what string) error {
 	f.mu.Lock()
 	f.calls[what]++
-	stopped, err := f.stopped, f.err
+	stopped, err, delay := f.stopped, f.err, f.delay
 	f.mu.Unlock()
+	if delay > 0 && !pause(ctx, delay) {
+		return ctx.Err()
+	}
 	if stopped {
 		<-ctx.Done()
 		return ctx.Err()
