@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -132,11 +133,11 @@ func (a *auditor) all(ctx context.Context) error {
 		return a.damage(ctx, Event{Part: PartTree, Detail: "cannot be checked without the record of the epoch"}, nil)
 	}
 	a.report.Root = archive.Digest(rec.Root)
-	ok, err = a.tree(ctx, rec)
-	if err == nil && ok {
-		err = a.boundContents(ctx, rec)
+	bad, err := a.tree(ctx, rec)
+	if err != nil {
+		return err
 	}
-	return err
+	return a.boundContents(ctx, rec, bad)
 }
 
 func (a *auditor) tell(e Event) {
@@ -271,18 +272,19 @@ func (a *auditor) lostHistory(ctx context.Context, e archive.Epoch) error {
 	return a.damage(ctx, Event{Part: PartHistory, Epoch: e, Detail: "this record and those before it cannot be checked"}, nil)
 }
 
-// tree checks the tree and reports whether it is right in the end.
-func (a *auditor) tree(ctx context.Context, rec archive.EpochRecord) (bool, error) {
+// tree checks the tree and returns the ranges that are wrong in the end.
+func (a *auditor) tree(ctx context.Context, rec archive.EpochRecord) ([]span, error) {
 	damages, err := auditTree(ctx, a.store, rec)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	a.report.Names = rec.Names
 	a.progress(PartTree, rec.Names, rec.Names, 1)
-	if len(damages) == 0 {
-		return true, nil
+	mended, err := a.mendTree(ctx, rec, damages)
+	if err != nil || mended {
+		return nil, err
 	}
-	return a.mendTree(ctx, rec, damages)
+	return rowSpans(damages), nil
 }
 
 func auditTree(ctx context.Context, store *Store, rec archive.EpochRecord) ([]boltstore.Damage, error) {
@@ -334,20 +336,50 @@ func treeSources(all []Source) []TreeSource {
 }
 
 // boundContents checks the content of every entry of the tree, which has been
-// checked.
-func (a *auditor) boundContents(ctx context.Context, rec archive.EpochRecord) error {
+// checked, except in the ranges that are wrong.
+func (a *auditor) boundContents(ctx context.Context, rec archive.EpochRecord, bad []span) error {
 	t, err := a.store.OpenTree(true)
 	if err != nil {
-		return err
+		return unlessDamaged(err, bad)
 	}
 	defer t.Close()
 	var names uint64
-	return eachEntry(ctx, t, func(n archive.Name, e archive.Entry) error {
-		names++
-		err := a.content(ctx, n, e.Content)
-		a.progress(PartContent, names, rec.Names, 256)
-		return err
-	})
+	for _, s := range gaps(bad) {
+		err := eachEntry(ctx, t, s, func(n archive.Name, e archive.Entry) error {
+			names++
+			err := a.content(ctx, n, e.Content)
+			a.progress(PartContent, names, rec.Names, 256)
+			return err
+		})
+		if err := unlessDamaged(err, bad); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unlessDamaged drops an error that comes from damage told of already.
+func unlessDamaged(err error, bad []span) error {
+	known := errors.Is(err, ErrDamaged) || errors.Is(err, ErrMissing) || errors.Is(err, boltstore.ErrDamaged)
+	if len(bad) > 0 && known {
+		return nil
+	}
+	return err
+}
+
+// gaps returns what lies between the spans, which are in order and do not touch.
+func gaps(spans []span) []span {
+	var out []span
+	var from []byte
+	for _, s := range spans {
+		if len(s.from) > 0 {
+			out = append(out, span{from, s.from})
+		}
+		if from = s.to; from == nil {
+			return out
+		}
+	}
+	return append(out, span{from, nil})
 }
 
 // pendingContents checks the contents that submissions wait to bind: the replica
@@ -409,15 +441,21 @@ func (a *auditor) progress(part string, done, total, step uint64) {
 // is done with them does not hold a transaction open.
 const entryPage = 1024
 
-// eachEntry calls fn with every entry of the tree, in order.
-func eachEntry(ctx context.Context, t *boltstore.Store, fn func(archive.Name, archive.Entry) error) error {
+// errRangeEnd ends a walk at the end of a range.
+var errRangeEnd = errors.New("done")
+
+// eachEntry calls fn with every entry of the tree in a range, in order.
+func eachEntry(ctx context.Context, t *boltstore.Store, within span, fn func(archive.Name, archive.Entry) error) error {
 	type row struct {
 		name  archive.Name
 		entry archive.Entry
 	}
-	for from := []byte(nil); ; {
+	for from := within.from; ; {
 		var rows []row
 		err := t.Walk(ctx, from, func(name, val []byte) error {
+			if within.to != nil && bytes.Compare(name, within.to) >= 0 {
+				return errRangeEnd
+			}
 			e, err := archive.ParseEntry(val)
 			if err != nil {
 				return fmt.Errorf("%q: %w: %w", name, ErrDamaged, err)
@@ -427,7 +465,7 @@ func eachEntry(ctx context.Context, t *boltstore.Store, fn func(archive.Name, ar
 			}
 			return nil
 		})
-		if err != nil && !errors.Is(err, errEnough) {
+		if err != nil && err != errEnough && err != errRangeEnd {
 			return err
 		}
 		for _, x := range rows {
@@ -435,7 +473,7 @@ func eachEntry(ctx context.Context, t *boltstore.Store, fn func(archive.Name, ar
 				return err
 			}
 		}
-		if err == nil {
+		if err != errEnough {
 			return nil
 		}
 		from = append([]byte(rows[len(rows)-1].name), 0)

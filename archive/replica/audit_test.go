@@ -225,6 +225,21 @@ func TestAuditRepair(t *testing.T) {
 	}
 }
 
+// Where the tree is damaged, the contents of its sound ranges are still checked.
+func TestAuditBesideDamage(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	all := names("a", 500)
+	all["zzz"] = []byte("last")
+	a.Certify(t, all)
+	r := a.Replicas[0]
+	flipInFile(t, filepath.Join(r.Dir, storeDir, treeFile), "a/0003")
+	removeAll(t, archivetest.ContentPath(r.Dir, archivetest.ContentOf([]byte("last")).Digest))
+	report, st := audit(t, a, r, false)
+	if report.Damaged != 2 || st.count(EventDamage, PartTree) != 1 || st.count(EventDamage, PartContent) != 1 {
+		t.Errorf("got %+v\n%s", report, st)
+	}
+}
+
 // What no peer has right stays damaged, is said to be, and is kept: a damaged
 // copy may be the best there is.
 func TestAuditUnrepaired(t *testing.T) {

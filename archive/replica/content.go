@@ -133,7 +133,7 @@ func (s *Store) CheckContent(ctx context.Context, d archive.Digest, p *pace) (ar
 	}
 	defer f.Close()
 	unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
-	c, err := copyHashed(ctx, io.Discard, &pacedReader{ctx, f, p})
+	c, err := copyHashed(ctx, io.Discard, &pacedReader{ctx: ctx, r: f, p: p})
 	switch {
 	case ctx.Err() != nil:
 		return c, ctx.Err()
@@ -167,17 +167,21 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// pacedReader pauses for the time that went by since the read before: reading,
+// and what was done with the bytes.
 type pacedReader struct {
-	ctx context.Context
-	r   io.Reader
-	p   *pace
+	ctx  context.Context
+	r    io.Reader
+	p    *pace
+	last time.Time
 }
 
 func (r *pacedReader) Read(b []byte) (int, error) {
-	start := time.Now()
-	n, err := r.r.Read(b)
-	if perr := r.p.took(r.ctx, time.Since(start)); perr != nil {
-		return n, perr
+	if !r.last.IsZero() {
+		if err := r.p.took(r.ctx, time.Since(r.last)); err != nil {
+			return 0, err
+		}
 	}
-	return n, err
+	r.last = time.Now()
+	return r.r.Read(b)
 }

@@ -104,13 +104,18 @@ func (r *treeRepair) damaged(ctx context.Context) ([]span, bool) {
 	if err != nil {
 		return nil, false
 	}
+	return rowSpans(all), true
+}
+
+// rowSpans returns the ranges in which pairs are wrong, not digests alone.
+func rowSpans(all []boltstore.Damage) []span {
 	var spans []span
 	for _, d := range all {
 		if d.Level == 0 {
 			spans = append(spans, span{d.From, d.To})
 		}
 	}
-	return joined(spans), true
+	return joined(spans)
 }
 
 // joined sorts the spans and joins those that touch.
