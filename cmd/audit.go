@@ -58,7 +58,11 @@ func (a *app) audit(ctx context.Context, dir string, repair bool) error {
 
 // auditMember has the replica audit itself, or does it if nobody serves it.
 func (a *app) auditMember(ctx context.Context, m member, o replica.AuditOptions) (replica.Report, error) {
-	rp, err := replica.AuditServed(ctx, m.dir, o, a.event)
+	var rp replica.Report
+	err := a.alive(ctx, m)
+	if err == nil {
+		return replica.AuditServed(ctx, m.dir, o, a.event)
+	}
 	if !errors.Is(err, replica.ErrNotServed) {
 		return rp, err
 	}
@@ -81,6 +85,18 @@ func (a *app) auditMember(ctx context.Context, m member, o replica.AuditOptions)
 	}
 	defer mas.Close()
 	return replica.Audit(ctx, cfg, o, a.event)
+}
+
+// alive asks the replica's service process whether it listens. The audit itself
+// may take as long as its disk does.
+func (a *app) alive(ctx context.Context, m member) error {
+	limit, cancel := context.WithTimeout(ctx, a.v.GetDuration("timeout"))
+	defer cancel()
+	_, err := replica.StatusServed(limit, m.dir)
+	if limit.Err() != nil && ctx.Err() == nil {
+		return withStatus(exitUnavailable, errors.New("its service process does not answer"))
+	}
+	return err
 }
 
 // powered gives a device that no watchdog runs its power, locked. The returned

@@ -21,7 +21,7 @@ func (a *app) serviceCommand() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		// A child is told everything by its parent.
-		PersistentPreRunE: func(*cobra.Command, []string) error { a.running = true; return nil },
+		PersistentPreRunE: func(*cobra.Command, []string) error { return nil },
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.service(c.Context(), dir)
 		},

@@ -120,8 +120,8 @@ func loadRoster(name string) (*archive.Roster, error) {
 	return r, nil
 }
 
-// lockFile takes the lock that a directory's owner holds while it runs.
-func lockFile(name string) (io.Closer, error) {
+// lockFile takes the lock that whoever works on dir holds meanwhile.
+func lockFile(name, dir string) (io.Closer, error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
@@ -129,9 +129,8 @@ func lockFile(name string) (io.Closer, error) {
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		f.Close()
-		dir := filepath.Dir(name)
 		return nil, withHint(withStatus(exitLocked, fmt.Errorf("%s is in use by another process", quote(dir))),
-			"is a bonafide serve running on it? bonafide status --dir %s", quote(dir))
+			"a bonafide serve is running on it; bonafide update and audit --dir %s ask that", quote(dir))
 	}
 	if err != nil {
 		f.Close()

@@ -39,13 +39,8 @@ type host struct {
 	report *childReport
 }
 
-// run serves the replica until ctx ends.
+// run serves the replica, which has been claimed, until ctx ends.
 func (h *host) run(ctx context.Context) error {
-	lock, err := h.claim()
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
 	device, end, err := h.device(ctx)
 	if err != nil {
 		return fmt.Errorf("replica %d: %w", h.ID, err)
@@ -69,11 +64,7 @@ func (m member) claim() (io.Closer, error) {
 	if err := os.MkdirAll(m.path(runDir), 0o700); err != nil {
 		return nil, err
 	}
-	lock, err := lockFile(m.path(runDir, runLock))
-	if err != nil {
-		return nil, fmt.Errorf("replica %d: %w", m.ID, err)
-	}
-	return lock, nil
+	return lockFile(m.path(runDir, runLock), m.dir)
 }
 
 func (h *host) config(d watchdog.Device) watchdog.Config {

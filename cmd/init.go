@@ -198,7 +198,21 @@ func (n newArchive) roster(now time.Time) (*archive.Roster, error) {
 		}
 		operators = append(operators, k)
 	}
-	return archive.NewRoster(n.name, now, archive.Schedule(n.schedule), archive.DefaultLimits(), replicas, writers, operators)
+	schedule := archive.Schedule(n.schedule)
+	if err := schedule.Check(); err != nil {
+		return nil, err
+	}
+	return archive.NewRoster(n.name, now, schedule, limitsFor(schedule), replicas, writers, operators)
+}
+
+// limitsFor returns the limits that machines need which reboot, unless the
+// schedule leaves no room for them.
+func limitsFor(s archive.Schedule) archive.Limits {
+	l := archive.DefaultLimits()
+	if p := period(s); p < 2*l.Phase.Std() {
+		return archive.TrialLimits(p)
+	}
+	return l
 }
 
 func readEntry(file string) (archive.Replica, error) {

@@ -58,11 +58,19 @@ func (a *app) explain(ctx context.Context, ran *cobra.Command, err error) error 
 	case err == nil:
 		return nil
 	case !a.running && ran != nil:
-		return withHint(withStatus(exitUsage, err), "%s --help", ran.CommandPath())
+		return misused(ran, err)
 	case ctx.Err() != nil && exitStatus(err) != exitInterrupted:
 		return withStatus(exitInterrupted, fmt.Errorf("interrupted: %w", err))
 	}
 	return err
+}
+
+// misused is the error of a command that could not begin.
+func misused(c *cobra.Command, err error) error {
+	if exitStatus(err) == exitUsage { // the configuration's, which says what is wrong
+		return err
+	}
+	return withHint(withStatus(exitUsage, err), "%s --help", c.CommandPath())
 }
 
 // interruptible returns a context that ends at SIGINT and SIGTERM. What does
@@ -122,6 +130,7 @@ To try it: bonafide tour. To keep a trial archive on this machine: bonafide serv
 	root.AddCommand(a.commands()...)
 	root.InitDefaultCompletionCmd()
 	appendExitStatus(root)
+	a.noteStart(root)
 	return root
 }
 
@@ -144,12 +153,25 @@ func appendExitStatus(c *cobra.Command) {
 	}
 }
 
+// noteStart has every command note that it has begun: flags and arguments are
+// in order.
+func (a *app) noteStart(c *cobra.Command) {
+	if run := c.RunE; run != nil {
+		c.RunE = func(c *cobra.Command, args []string) error {
+			a.running = true
+			return run(c, args)
+		}
+	}
+	for _, sub := range c.Commands() {
+		a.noteStart(sub)
+	}
+}
+
 // prepare reads the configuration and sets up the output before a command runs.
 func (a *app) prepare(c *cobra.Command, _ []string) error {
 	if err := a.configure(c); err != nil {
 		return err
 	}
 	a.printer.json, a.printer.quiet = a.v.GetBool("json"), a.v.GetBool("quiet")
-	a.running = true
 	return nil
 }

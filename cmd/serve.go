@@ -127,8 +127,7 @@ func (s *server) serveOne(ctx context.Context, dir, roster string) error {
 	if err != nil {
 		return err
 	}
-	s.announceOne(m, r)
-	return s.run(ctx, r, []member{m})
+	return s.run(ctx, r, []member{m}, func() { s.announceOne(m, r) })
 }
 
 func (s *server) announceOne(m member, r *archive.Roster) {
@@ -163,7 +162,7 @@ func (s *server) serveTrial(ctx context.Context, t trial, w trialWish) error {
 	if err := os.MkdirAll(t.dir, 0o700); err != nil {
 		return err
 	}
-	lock, err := lockFile(t.path(trialLock))
+	lock, err := lockFile(t.path(trialLock), t.dir)
 	if err != nil {
 		return err
 	}
@@ -177,8 +176,7 @@ func (s *server) serveTrial(ctx context.Context, t trial, w trialWish) error {
 	if err != nil {
 		return err
 	}
-	s.announceTrial(t, r, made)
-	return s.run(ctx, r, members)
+	return s.run(ctx, r, members, func() { s.announceTrial(t, r, made) })
 }
 
 func (s *server) announceTrial(t trial, r *archive.Roster, made bool) {
@@ -204,7 +202,15 @@ func (s *server) announceTrial(t trial, r *archive.Roster, made bool) {
 }
 
 // run hosts the replicas until ctx ends or one of them cannot go on.
-func (s *server) run(ctx context.Context, r *archive.Roster, members []member) error {
+func (s *server) run(ctx context.Context, r *archive.Roster, members []member, announce func()) error {
+	for _, m := range members {
+		lock, err := m.claim()
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
+	}
+	announce()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go s.awaitReady(ctx, r, members)

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -96,7 +97,7 @@ func statusOf(s client.ReplicaStatus, schedule archive.Schedule) replicaStatus {
 		st.Next = schedule.Next(time.Now())
 		return st
 	case s.Err != nil:
-		st.Phase, st.Note = "unknown", s.Err.Error()
+		st.Phase, st.Mode, st.Note = "unknown", "-", reason(s.Err)
 		return st
 	}
 	w := s.Status
@@ -112,6 +113,15 @@ func statusOf(s client.ReplicaStatus, schedule archive.Schedule) replicaStatus {
 		st.Note = s.AttestErr.Error()
 	}
 	return st
+}
+
+// reason says shortly why a replica cannot be asked.
+func reason(err error) string {
+	var number syscall.Errno
+	if errors.As(err, &number) {
+		return number.Error()
+	}
+	return err.Error()
 }
 
 // compare notes who is behind the newest epoch that any device attests.

@@ -364,7 +364,7 @@ func (t *tour) offline() error {
 	if err := t.stop(); err != nil {
 		return err
 	}
-	if err := t.run(exitUnavailable, "get", string(t.files[0].name)); err != nil {
+	if err := t.run(exitUnavailable, "get", "--timeout", "1s", string(t.files[0].name)); err != nil {
 		return err
 	}
 	return t.run(exitDone, "verify", "--receipt", t.receipt, t.files[0].path)

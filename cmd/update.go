@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -42,8 +43,7 @@ in update mode, which only a device reset opens.`,
 	f.BoolVar(&child, "child", false, "run the phase as a watchdog's child")
 	_ = f.MarkHidden("child")
 	c.PersistentPreRunE = func(c *cobra.Command, args []string) error {
-		if child {
-			a.running = true
+		if child { // it is told everything by its parent
 			return nil
 		}
 		return a.prepare(c, args)
@@ -120,13 +120,35 @@ func (a *app) updateServed(ctx context.Context, m member) (childReport, error) {
 	if rp.Error == "" && reply.Error != "" {
 		rp.Status, rp.Error = exitFailure, reply.Error
 	}
+	a.back(ctx, m)
 	return rp, nil
+}
+
+// back waits until the replica serves again, for a while.
+func (a *app) back(ctx context.Context, m member) {
+	ctx, cancel := context.WithTimeout(ctx, a.v.GetDuration("timeout"))
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := replica.StatusServed(ctx, m.dir); err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // updateOne asks the watchdog, or does without one.
 func (a *app) updateOne(ctx context.Context, m member) (childReport, error) {
 	rp, err := a.updateServed(ctx, m)
 	if !errors.Is(err, errNoWatchdog) {
+		return rp, err
+	}
+	if _, err := m.roster(); err != nil {
 		return rp, err
 	}
 	lock, err := m.claim()

@@ -1,0 +1,276 @@
+package cmd
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"bonafide": func() { os.Exit(Execute(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
+	})
+}
+
+// TestScript runs the shell sessions in testdata/script, each with real
+// processes.
+func TestScript(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Deadline:            time.Now().Add(scriptsLimit),
+		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+		Setup:               setupScript,
+		Condition:           scriptCondition,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"await": await, "status": expectStatus, "flip": flipByte, "pid": pidOf, "signal": signalPid, "field": field, "interrupt": interrupt,
+			"keep": keepState, "rollback": rollBackState,
+		},
+	})
+}
+
+// setupScript gives each script ports, a home and a schedule of its own.
+func setupScript(env *testscript.Env) error {
+	port := ports.take()
+	for name, v := range map[string]string{
+		"HOME": env.WorkDir, "XDG_CONFIG_HOME": filepath.Join(env.WorkDir, "config"),
+		"XDG_DATA_HOME": filepath.Join(env.WorkDir, "data"), "XDG_STATE_HOME": filepath.Join(env.WorkDir, "state"),
+		"ADDR": net.JoinHostPort(trialHost, strconv.Itoa(port)), "SELDOM": seldom, "TZ": "UTC", "ESC": "\x1b[2J",
+	} {
+		env.Setenv(name, v)
+	}
+	for i := 1; i <= 4; i++ {
+		env.Setenv(fmt.Sprintf("ADDR%d", i), net.JoinHostPort(trialHost, strconv.Itoa(port+2*i-2)))
+	}
+	return nil
+}
+
+// ports hands out blocks of ports below the range that outgoing connections
+// use.
+var ports = &portBlocks{next: 10_000 + 20*rand.IntN(500)}
+
+const portBlock = 20
+
+type portBlocks struct {
+	mu   sync.Mutex
+	next int
+}
+
+func (b *portBlocks) take() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for {
+		at := b.next
+		b.next += portBlock
+		if b.next > 30_000 {
+			b.next = 10_000
+		}
+		if portsFree(trialHost, at, portBlock) {
+			return at
+		}
+	}
+}
+
+func scriptCondition(cond string) (bool, error) {
+	if cond == "swtpm" {
+		_, err := exec.LookPath("swtpm")
+		if err != nil && os.Getenv("BONAFIDE_NEED_SWTPM") != "" {
+			return false, fmt.Errorf("swtpm must be here: %w", err)
+		}
+		return err == nil, nil
+	}
+	return false, fmt.Errorf("unknown condition %q", cond)
+}
+
+// scriptsLimit is how long all scripts may take together; what hangs is killed
+// then.
+const scriptsLimit = 3 * time.Minute
+
+// scriptLimit is how long a script waits for anything.
+const scriptLimit = 45 * time.Second
+
+// await EPOCH N CONFIG waits until N replicas attest that epoch or a later one.
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: await EPOCH REPLICAS CONFIG")
+	}
+	epoch, _ := strconv.ParseUint(args[0], 10, 64)
+	want, _ := strconv.Atoi(args[1])
+	var last string
+	for end := time.Now().Add(scriptLimit); time.Now().Before(end); <-time.After(50 * time.Millisecond) {
+		n, out := 0, statusJSON(ts, args[2])
+		for _, st := range out {
+			if st.Attested && uint64(st.Epoch) >= epoch && st.Phase == "service" {
+				n++
+			}
+		}
+		if n >= want {
+			return
+		}
+		last = fmt.Sprint(out)
+	}
+	ts.Fatalf("no %d replicas at epoch %d: %s", want, epoch, last)
+}
+
+func statusJSON(ts *testscript.TestScript, config string) []replicaStatus {
+	c := exec.Command("bonafide", "--config", ts.MkAbs(config), "status", "--json", "--timeout", "2s")
+	c.Env = []string{"HOME=" + ts.Getenv("HOME"), "PATH=" + ts.Getenv("PATH")}
+	c.Path = lookIn(ts.Getenv("PATH"))
+	out, _ := c.Output()
+	var all []replicaStatus
+	for dec := json.NewDecoder(bytes.NewReader(out)); dec.More(); {
+		var st replicaStatus
+		if dec.Decode(&st) != nil {
+			break
+		}
+		all = append(all, st)
+	}
+	return all
+}
+
+func lookIn(path string) string {
+	for _, dir := range filepath.SplitList(path) {
+		if exists(filepath.Join(dir, "bonafide")) {
+			return filepath.Join(dir, "bonafide")
+		}
+	}
+	return "bonafide"
+}
+
+// status N ARGS... runs bonafide and expects that exit status.
+func expectStatus(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: status N ARGS...")
+	}
+	err := ts.Exec("bonafide", args[1:]...)
+	got := 0
+	if exit := (*exec.ExitError)(nil); err != nil {
+		if e, ok := err.(*exec.ExitError); ok {
+			exit = e
+		}
+		if exit == nil {
+			ts.Fatalf("bonafide: %v", err)
+		}
+		got = exit.ExitCode()
+	}
+	if strconv.Itoa(got) != args[0] {
+		ts.Fatalf("bonafide %v: exit status %d, want %s", args[1:], got, args[0])
+	}
+}
+
+// interrupt TEXT ARGS... runs bonafide until TEXT stands on its stderr, sends
+// SIGINT and expects status 130.
+func interrupt(ts *testscript.TestScript, neg bool, args []string) {
+	c := exec.Command(lookIn(ts.Getenv("PATH")), args[1:]...)
+	c.Dir, c.Args[0] = ts.MkAbs("."), "bonafide"
+	for _, name := range []string{"HOME", "PATH", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "BONAFIDE_CONFIG"} {
+		c.Env = append(c.Env, name+"="+ts.Getenv(name))
+	}
+	in, err := c.StdinPipe() // open and silent
+	ts.Check(err)
+	defer in.Close()
+	out, err := c.StderrPipe()
+	ts.Check(err)
+	ts.Check(c.Start())
+	var said strings.Builder
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		said.WriteString(lines.Text() + "\n")
+		if strings.Contains(lines.Text(), args[0]) {
+			ts.Check(c.Process.Signal(os.Interrupt))
+		}
+	}
+	_ = c.Wait()
+	if got := c.ProcessState.ExitCode(); got != exitInterrupted {
+		ts.Fatalf("bonafide %v: exit status %d, want 130; it said:\n%s", args[1:], got, said.String())
+	}
+}
+
+// flip FILE [OFFSET] changes one bit, in the middle unless OFFSET says where.
+func flipByte(ts *testscript.TestScript, neg bool, args []string) {
+	file := ts.MkAbs(args[0])
+	matches, err := filepath.Glob(file)
+	ts.Check(err)
+	if len(matches) != 1 {
+		ts.Fatalf("flip %s: %d files", args[0], len(matches))
+	}
+	b, err := os.ReadFile(matches[0])
+	ts.Check(err)
+	at := len(b) / 2
+	if len(args) > 1 {
+		at, err = strconv.Atoi(args[1])
+		ts.Check(err)
+	}
+	ts.Check(flip(matches[0], b[at], int64(at)))
+}
+
+// pid VAR watchdog|child ID CONFIG sets VAR to a process id of a replica.
+func pidOf(ts *testscript.TestScript, neg bool, args []string) {
+	id, _ := strconv.Atoi(args[2])
+	for _, st := range statusJSON(ts, args[3]) {
+		if st.ID != uint32(id) {
+			continue
+		}
+		p := st.Child
+		if args[1] == "watchdog" {
+			p = st.Watchdog
+		}
+		if p == 0 {
+			ts.Fatalf("replica %d has no %s", id, args[1])
+		}
+		ts.Setenv(args[0], strconv.Itoa(p))
+		return
+	}
+	ts.Fatalf("no replica %d", id)
+}
+
+// signal NAME PID sends a signal to a process by its id.
+func signalPid(ts *testscript.TestScript, neg bool, args []string) {
+	signals := map[string]syscall.Signal{"KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT, "TERM": syscall.SIGTERM}
+	pid, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	ts.Check(syscall.Kill(pid, signals[args[0]]))
+}
+
+// field VAR FILE sets VAR to the text of a file, without its end of line.
+func field(ts *testscript.TestScript, neg bool, args []string) {
+	ts.Setenv(args[0], string(bytes.TrimSpace([]byte(ts.ReadFile(args[1])))))
+}
+
+// keep ID... copies what the trial's replicas have, device included.
+func keepState(ts *testscript.TestScript, neg bool, args []string) {
+	for _, id := range args {
+		for _, part := range stolen {
+			at := filepath.Join("trial", "replica-"+id, part)
+			ts.Check(os.CopyFS(ts.MkAbs(filepath.Join("kept", at)), os.DirFS(ts.MkAbs(at))))
+		}
+	}
+}
+
+// rollback ID... puts back what keep has copied and kills the service
+// processes.
+func rollBackState(ts *testscript.TestScript, neg bool, args []string) {
+	for _, id := range args {
+		for _, part := range stolen {
+			at := filepath.Join("trial", "replica-"+id, part)
+			ts.Check(os.Rename(ts.MkAbs(at), ts.MkAbs(at+".was")))
+			ts.Check(os.Rename(ts.MkAbs(filepath.Join("kept", at)), ts.MkAbs(at)))
+		}
+		pidOf(ts, false, []string{"CHILD", "child", id, "trial/config.yaml"})
+		signalPid(ts, false, []string{"KILL", ts.Getenv("CHILD")})
+	}
+}
