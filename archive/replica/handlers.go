@@ -41,6 +41,7 @@ func PeerHandler(store *Store, trees Trees, log *slog.Logger) http.Handler {
 	mux.HandleFunc("GET "+wire.PathHistory, p.replying(p.history))
 	mux.HandleFunc("GET "+wire.PathProof, p.replying(p.proof))
 	mux.HandleFunc("GET "+wire.PathContent+"{digest}", p.replying(p.content))
+	mux.HandleFunc("/", noSuchPath)
 	return mux
 }
 
@@ -273,9 +274,13 @@ func (w *slowWriter) Write(b []byte) (int, error) {
 func cleanPath(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.Contains(r.URL.Path, "//") || strings.Contains(r.URL.Path, "/.") {
-			wire.WriteError(w, wire.Errorf(wire.CodeMissing, "no such path"))
+			noSuchPath(w, r)
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+func noSuchPath(w http.ResponseWriter, _ *http.Request) {
+	wire.WriteError(w, wire.Errorf(wire.CodeMissing, "no such path"))
 }

@@ -392,7 +392,7 @@ func TestServeHostile(t *testing.T) {
 		{"GET", wire.PathContent + "%2e%2e%2f%2e%2e%2fmas%2fstate.json", nil, 404},
 		{"GET", wire.PathContent + strings.Repeat("A", 64), nil, 400},
 		{"GET", wire.PathContent + strings.Repeat("a", 64), nil, 404},
-		{"DELETE", wire.PathContent + strings.Repeat("a", 64), nil, 405},
+		{"DELETE", wire.PathContent + strings.Repeat("a", 64), nil, 404},
 		{"PUT", wire.PathContent + strings.Repeat("a", 64), strings.NewReader("x"), 403},
 		{"POST", wire.PathAnswer, strings.NewReader("{"), 400},
 		{"POST", wire.PathAnswer, strings.NewReader(strings.Repeat("x", wire.MaxRequest+1)), 413},
