@@ -88,6 +88,7 @@ func (c *cluster) committed(id uint32) trust.Vote {
 }
 
 func TestMissedDeadlineBeforeCommit(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 4)
 	c.add(c.files(3, "early"), c.all()...)
 	c.cutAtCommit(nil, c.all()...)
@@ -100,8 +101,10 @@ func TestMissedDeadlineBeforeCommit(t *testing.T) {
 }
 
 func TestMissedDeadlineAfterCommit(t *testing.T) {
+	t.Parallel()
 	for _, commit := range [][]uint32{{1}, {2, 4}, {1, 2, 3}, {1, 2, 3, 4}} {
 		t.Run(fmt.Sprint(len(commit)), func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, 4)
 			c.add(c.files(3, "early"), c.all()...)
 			c.cutAtCommit(commit, c.all()...)
@@ -133,6 +136,7 @@ func (c *cluster) certificate(id uint32, e archive.Epoch) (rec archive.EpochReco
 
 // A committed slot whose prepare certificate is gone is left out.
 func TestCommittedWithoutCertificate(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 4)
 	c.cutAtCommit([]uint32{3}, c.all()...)
 	if err := os.RemoveAll(filepath.Join(c.Replicas[2].Dir, "store", "phase")); err != nil {
@@ -148,6 +152,7 @@ func TestCommittedWithoutCertificate(t *testing.T) {
 // Two attempts cut off one after the other, the second carrying the first's
 // record: the third certifies the same bytes still.
 func TestCarriedTwice(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 4)
 	c.add(c.files(3, "early"), c.all()...)
 	c.cutAtCommit([]uint32{1}, c.all()...)
@@ -165,6 +170,7 @@ func TestCarriedTwice(t *testing.T) {
 // Each replica is absent once: one of them would have led. It catches up in the
 // phase after.
 func TestAbsent(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 4)
 	for absent := uint32(1); absent <= 4; absent++ {
 		here := c.all(absent)
@@ -180,6 +186,7 @@ func TestAbsent(t *testing.T) {
 }
 
 func TestTooFew(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 4)
 	c.Roster.Limits.Join = archive.Duration(time.Second)
 	c.phase(t.Context(), 2, 3)
@@ -197,6 +204,7 @@ func TestTooFew(t *testing.T) {
 
 // A replica that starts when the others are ready still joins within the grace.
 func TestLateWithinGrace(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 4)
 	c.Roster.Limits.Grace = archive.Duration(3 * time.Second)
 	c.reset(c.all()...)
@@ -232,6 +240,7 @@ func (d *looking) Lookup(ctx context.Context, n trust.Nonce) (trust.Attestation,
 // A replica that comes when the others have left the update phase catches up
 // from their service processes.
 func TestLateAfterTheEnd(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 4)
 	c.add(c.files(5, "new"), c.all(4)...)
 	c.reset(4)
@@ -262,6 +271,7 @@ func (c *cluster) serve(ids ...uint32) (stop func()) {
 // A replica that comes while the others store the head takes part as far as it
 // can, and holds the common head in the end.
 func TestLateAtTheEnd(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 4)
 	c.add(c.files(5, "new"), c.all(4)...)
 	c.reset(c.all()...)
@@ -290,6 +300,7 @@ func TestLateAtTheEnd(t *testing.T) {
 
 // Two values for one name, added in opposite orders: one wins everywhere.
 func TestRaceForOneName(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 4)
 	for round := range 3 {
 		name := archive.Name(fmt.Sprint("race/", round))
@@ -320,6 +331,7 @@ func TestRaceForOneName(t *testing.T) {
 }
 
 func TestSevenReplicas(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 7)
 	c.add(c.files(10, "seven"), 1, 3, 4, 5, 7)
 	c.phase(t.Context(), c.all(2, 6)...)
@@ -334,6 +346,7 @@ func TestSevenReplicas(t *testing.T) {
 // What an attacker, or a crash, may have left on one replica's disk or in its
 // slots before a phase.
 func TestDamageBeforePhase(t *testing.T) {
+	t.Parallel()
 	row := func(e archive.Epoch) tree.Pair {
 		return tree.Pair{Name: []byte("planted"), Val: archive.Entry{Epoch: e}.Bytes()}
 	}
@@ -384,6 +397,7 @@ func TestDamageBeforePhase(t *testing.T) {
 		{"committed garbage", slots(func(s *trust.Slots) { s.Committed = trust.Vote{Epoch: 2, Tick: 7, Record: [32]byte{1}} }), false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, 4)
 			c.add(c.files(30, "old"), c.all()...)
 			c.phase(t.Context(), c.all()...)
@@ -403,6 +417,7 @@ func TestDamageBeforePhase(t *testing.T) {
 // A crash between Store of the head and Advance is mended when the next phase
 // opens.
 func TestMendCounter(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 4)
 	c.devices[3] = &device{c.Replicas[2].MAS, func(op string, _ trust.Slots) error {
 		if op == "advance" {
@@ -425,6 +440,7 @@ func TestMendCounter(t *testing.T) {
 // A counter that a faulty replica has burnt keeps it out until the archive gets
 // there.
 func TestBurntCounter(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 4)
 	c.phase(t.Context(), c.all()...)
 	c.reset(c.all()...)

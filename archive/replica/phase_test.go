@@ -227,6 +227,7 @@ func (c *cluster) entry(id uint32, n archive.Name) (e archive.Entry, ok bool) {
 }
 
 func TestUpdate(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 4)
 	before := time.Now().Add(-2 * time.Second)
 	c.add(c.files(10, "all"), c.all()...)
