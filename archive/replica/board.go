@@ -352,7 +352,7 @@ func (p *phase) servePiece(w http.ResponseWriter, r *http.Request) {
 
 // fetchPiece brings a piece from x into the phase directory.
 func (p *phase) fetchPiece(ctx context.Context, x *peer, want consensus.Piece) error {
-	ctx, cancel := context.WithTimeout(ctx, p.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, p.patience())
 	defer cancel()
 	resp, err := p.request(ctx, x, http.MethodGet, pathPiece+archive.Digest(want.Digest).String(), nil)
 	if err != nil {

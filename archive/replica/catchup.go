@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"sync"
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
@@ -39,8 +40,11 @@ func (p *phase) takeCertificate(ctx context.Context, x *peer, b []byte) error {
 		if err := p.fetchHistory(ctx, x); err != nil {
 			return nil // another peer may have it whole
 		}
-	} else if err := p.takeRecord(rec, cert); err != nil {
+	} else if err := p.takeRecord(rec, cert); errors.Is(err, archive.ErrIntegrity) {
 		return err
+	} else if err != nil {
+		p.log.Error("keep record", "epoch", rec.Epoch, "err", err)
+		return nil
 	}
 	p.know.update(func() { p.holds[x.ID] = rec.Epoch })
 	return nil
@@ -325,13 +329,35 @@ func rowsUpTo(ctx context.Context, t *boltstore.Store, e archive.Epoch) iter.Seq
 	}
 }
 
-// repair takes the tree of rec from the peers.
+// repair takes the tree of rec from the peers, first from those who answer
+// first: a hung one must not cost the phase.
 func (p *phase) repair(ctx context.Context, rec archive.EpochRecord) error {
+	var mu sync.Mutex
 	var sources []TreeSource
+	var all sync.WaitGroup
 	for _, x := range p.peers {
-		sources = append(sources, x.client)
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, p.patience())
+			defer cancel()
+			if _, err := x.client.History(ctx, rec.Epoch, 1); err != nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			sources = append(sources, x.client)
+		})
+	}
+	all.Wait()
+	if len(sources) == 0 {
+		return errors.New("no peer answers")
 	}
 	return RepairTree(ctx, p.store, rec, sources, p.log)
+}
+
+// patience bounds the wait for one small answer of a peer where others could
+// give it too.
+func (p *phase) patience() time.Duration {
+	return min(p.Timeout, max(time.Second, p.Roster.Limits.Phase.Std()/20))
 }
 
 // settle drops from the pending buffer what the epoch has decided: submissions

@@ -2,19 +2,27 @@ package replica
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/archivetest"
+	"github.com/bonafide-archive/bonafide/archive/wire"
 	"github.com/bonafide-archive/bonafide/tree"
 	"github.com/bonafide-archive/bonafide/trust"
 )
@@ -479,5 +487,188 @@ func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Whatever is certified, a replica stores no head whose tree changed or removed
+// a name that its own head vouches for.
+func TestNothingChanged(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 4)
+	c.Certify(t, map[archive.Name][]byte{"kept": []byte("one"), "changed": []byte("one")})
+	forged := c.Certify(t, map[archive.Name][]byte{"changed": []byte("two"), "more": []byte("x")}, 4)
+	stop := c.serve(1, 2, 3)
+	defer stop()
+	c.phase(t.Context(), 4)
+	if err := c.last[4].err; err == nil || !strings.Contains(err.Error(), "names of epoch 1 were changed or removed") {
+		t.Errorf("catching up with epoch %d: %v", forged.Epoch, err)
+	}
+	if st := c.Replicas[3].Statement(t); st.Slots.Epoch != 1 || st.Counter != 1 {
+		t.Errorf("device stands at epoch %d, counter %d", st.Slots.Epoch, st.Counter)
+	}
+}
+
+// A replica absent for some epochs takes them all over from service processes.
+func TestCatchUpSeveral(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 4)
+	for e := range 70 { // more than one page of history
+		c.Certify(t, map[archive.Name][]byte{archive.Name(fmt.Sprint("n/", e)): []byte("x")}, 2)
+	}
+	stop := c.serve(1, 3, 4)
+	defer stop()
+	c.phase(t.Context(), 2)
+	c.agreed(70, 2)
+	if out := c.last[2].Outcome; !out.CaughtUp || out.Epoch != 70 {
+		t.Errorf("outcome %+v", out)
+	}
+}
+
+// A peer that answers whatever it likes costs the others nothing but its vote.
+func TestLyingPeer(t *testing.T) {
+	t.Parallel()
+	answer := func(path string, f http.HandlerFunc) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set(headerRun, strings.Repeat("0", runLength))
+			if strings.HasPrefix(r.URL.Path, path) {
+				f(w, r)
+			}
+		}
+	}
+	honest := func(m *archivetest.Replica, r *archive.Roster, f http.HandlerFunc) http.HandlerFunc {
+		return func(w http.ResponseWriter, req *http.Request) {
+			if req.URL.Path != pathHello {
+				f(w, req)
+				return
+			}
+			var challenge [32]byte
+			io.ReadFull(req.Body, challenge[:])
+			from, _ := wire.PeerID(req.TLS, r)
+			att, _ := m.MAS.Lookup(req.Context(), archive.HelloNonce(r.ID(), m.ID, from, challenge))
+			w.Header().Set(headerRun, strings.Repeat("0", runLength))
+			w.Write(att)
+		}
+	}
+	endless := func(w http.ResponseWriter, r *http.Request) {
+		for {
+			if _, err := w.Write(make([]byte, 1<<16)); err != nil {
+				return
+			}
+		}
+	}
+	garbage := func(w http.ResponseWriter, r *http.Request) { w.Write([]byte("garbage, and more of it")) }
+	items := func(items ...item) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) { w.Write(encodeBatch(items)) }
+	}
+	for _, tt := range []struct {
+		name   string
+		honest bool // in its hello
+		lie    http.HandlerFunc
+	}{
+		{"garbage for a hello", false, answer(pathHello, garbage)},
+		{"endless hello", false, answer(pathHello, endless)},
+		{"no answer", false, func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }},
+		{"garbage on the board", true, answer(pathBoard, garbage)},
+		{"endless board", true, answer(pathBoard, endless)},
+		{"the same forever", true, answer(pathBoard, items(item{itemBase, make([]byte, 40)}))},
+		{"items of no kind", true, answer(pathBoard, items(item{0, nil}, item{'?', make([]byte, 1000)}))},
+		{"empty items", true, answer(pathBoard, items(item{itemJoin, nil}))},
+		{"garbage certificate", true, answer(pathBoard, items(item{itemCertificate, make([]byte, 100)}))},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, 4)
+			m := c.Replicas[3]
+			lie := tt.lie
+			if tt.honest {
+				lie = honest(m, c.Roster, lie)
+			}
+			c.reset(4)
+			stop := liar(t, m, c.Roster, lie)
+			defer stop()
+			c.add(c.files(3, "n"), 1, 2, 3)
+			c.phase(t.Context(), 1, 2, 3)
+			if rec := c.agreed(1, 1, 2, 3); rec.Names != 3 {
+				t.Errorf("record: %s", rec.Bytes())
+			}
+		})
+	}
+}
+
+// liar serves a replica's address with its agreement key and a handler of the
+// test's.
+func liar(t *testing.T, m *archivetest.Replica, r *archive.Roster, h http.Handler) (stop func()) {
+	t.Helper()
+	config, err := wire.MutualTLS(m.AgreementKey, r)
+	must(t, err)
+	l, err := net.Listen("tcp", m.Address)
+	must(t, err)
+	s := &http.Server{Handler: h, TLSConfig: config, ErrorLog: log.New(io.Discard, "", 0)}
+	done := make(chan struct{})
+	go func() { defer close(done); s.ServeTLS(l, "", "") }()
+	return func() { s.Close(); <-done }
+}
+
+// Nobody without a replica's agreement key gets a word out of an update process.
+func TestIntruder(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 4)
+	c.reset(1)
+	opened := make(chan struct{})
+	var once sync.Once
+	c.devices[1] = &looking{c.Replicas[0].MAS, func() { once.Do(func() { close(opened) }) }}
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	all.Go(func() { c.run(ctx, 1) })
+	defer all.Wait()
+	defer cancel()
+	<-opened
+	x := archivetest.NewRoster(t, 4).Replicas[0] // of another archive
+	for name, key := range map[string]ed25519.PrivateKey{"another archive's replica": x.AgreementKey, "a service key": c.Replicas[1].ServiceKey, "no key": nil} {
+		client := wire.NewClient(c.Replicas[0].Replica, c.Roster, wire.Options{AgreementKey: key, Timeout: time.Second})
+		for _, path := range []string{pathBoard, wire.PathHistory + "?from=1&limit=1"} {
+			archivetest.Eventually(t, 5*time.Second, "refusal of "+name, func() bool {
+				resp, err := client.HTTP().Get(client.URL(path))
+				if err == nil {
+					t.Errorf("%s: %s answered %s", name, path, resp.Status)
+					resp.Body.Close()
+				}
+				return !errors.Is(err, syscall.ECONNREFUSED)
+			})
+		}
+		client.Close()
+	}
+}
+
+// A replica says one thing at a tick, and commits nothing over another record.
+func TestSaysOneThing(t *testing.T) {
+	f := newForge(t)
+	p := f.newTestPhase()
+	p.board = newBoard(rand.Reader)
+	p.dir = phaseDir(t.TempDir())
+	f.store(1, f.slots(1, 3))
+	must(t, p.lookAgain(t.Context()))
+	a := p.newAttempt(3)
+	must(t, a.dir.begin("1.0"))
+	first := f.block(3, nil, 1, 2, 3)
+	rec, other := f.record(3, first), f.record(3, first)
+	other.Names = 77
+	must(t, a.prepare(t.Context(), rec))
+	if err := a.prepare(t.Context(), other); err == nil {
+		t.Error("prepared two records at one tick")
+	}
+	must(t, a.prepare(t.Context(), rec))
+	must(t, a.commit(t.Context(), rec))
+	if err := a.commit(t.Context(), other); err == nil {
+		t.Error("committed two records at one tick")
+	}
+	must(t, a.commit(t.Context(), rec))
+	if got := f.Replicas[0].Statement(t).Slots.Committed; got != f.vote(3, rec) {
+		t.Errorf("committed %+v", got)
+	}
+	b := p.newAttempt(2)
+	must(t, b.dir.begin("1.0"))
+	if err := b.commit(t.Context(), rec); err == nil {
+		t.Error("committed at a lower tick")
 	}
 }

@@ -1,0 +1,184 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/consensus"
+	"github.com/bonafide-archive/bonafide/trust"
+)
+
+// newTestPhase returns what replica 1 of the forge knows at the beginning.
+func (f *forge) newTestPhase() *phase {
+	f.t.Helper()
+	c, err := Config{Dir: f.Replicas[0].Dir, ID: 1, Roster: f.Roster, MAS: f.Replicas[0].MAS}.filled()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	p := &phase{Config: c, log: c.Log, id: f.Roster.ID(), base: f.base, members: membersOf(f.Roster), statement: f.Replicas[0].Statement(f.t)}
+	if p.knowledge, err = newKnowledge(c); err != nil {
+		f.t.Fatal(err)
+	}
+	return p
+}
+
+// hello is a replica's answer to replica to.
+func (f *forge) hello(id, to uint32, challenge [32]byte) hello {
+	return hello{from: id, to: to, challenge: challenge,
+		attestation: f.attest(id, archive.HelloNonce(f.Roster.ID(), id, to, challenge))}
+}
+
+func TestHello(t *testing.T) {
+	f := newForge(t)
+	p := f.newTestPhase()
+	h := f.hello(2, 1, p.asked[2])
+	if _, err := p.takeHello(h); err != nil || p.present() != 2 {
+		t.Fatalf("%v, %d present", err, p.present())
+	}
+	again, err := parseHello(h.Bytes())
+	if err != nil || string(again.Bytes()) != string(h.Bytes()) {
+		t.Errorf("parsed %+v, %v", again, err)
+	}
+	if _, err := p.takeHello(f.hello(3, 4, [32]byte{7})); err != nil || p.present() != 2 || len(p.hellos) != 2 {
+		t.Errorf("a hello to another: %v, %d present, %d known", err, p.present(), len(p.hellos))
+	}
+	for name, spoil := range map[string]func(*hello){
+		"another challenge": func(h *hello) { h.challenge[0]++ },
+		"another asker":     func(h *hello) { h.to = 4 },
+		"another replica":   func(h *hello) { h.from = 3 },
+		"no replica":        func(h *hello) { h.from = 77 },
+	} {
+		x := h
+		spoil(&x)
+		if _, err := p.takeHello(x); !errors.Is(err, archive.ErrIntegrity) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := f.Replicas[1].MAS.Lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.takeHello(f.hello(2, 1, p.asked[2])); err != nil || p.present() != 1 || !p.away[2] {
+		t.Errorf("locked: %v, %d present, away %v", err, p.present(), p.away)
+	}
+	for _, n := range []int{0, 39, 41 + trust.MaxAttestation} {
+		if _, err := parseHello(make([]byte, n)); err == nil {
+			t.Errorf("%d bytes parsed", n)
+		}
+	}
+}
+
+// A later tick that hellos justify is followed, unless Q are at ours.
+func TestMoveUpRule(t *testing.T) {
+	f := newForge(t)
+	p := f.newTestPhase()
+	a := p.newAttempt(1)
+	join := func(id uint32, tick uint64) {
+		t.Helper()
+		f.store(id, f.slots(id, tick))
+		x := &peer{Replica: f.Replicas[id-1].Replica}
+		j := f.proposal(id, tick).Join
+		got, err := a.takeJoin(x, j.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Manifest.Instance == a.inst {
+			a.joins[id] = got
+		}
+	}
+	join(2, 9)
+	if p.live != 0 || a.pointless() != nil {
+		t.Errorf("followed to tick %d with nothing to justify it", p.live)
+	}
+	for _, id := range []uint32{2, 3} {
+		f.store(id, f.slots(id, 8))
+		if _, err := p.takeHello(f.hello(id, 4, [32]byte{})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	join(2, 9)
+	if p.live != 9 || !errors.Is(a.pointless(), errMoveUp) {
+		t.Errorf("live tick %d, %v; want to move up to 9", p.live, a.pointless())
+	}
+	join(3, 1)
+	join(4, 1)
+	a.joins[1] = consensus.Join{}
+	if err := a.pointless(); err != nil {
+		t.Errorf("with a quorum here: %v", err)
+	}
+	if _, err := a.takeJoin(&peer{Replica: f.Replicas[2].Replica}, f.proposal(2, 1).Join.Bytes()); err == nil {
+		t.Error("a join on another replica's board was taken")
+	}
+}
+
+// Two replicas lose their attempt to a reboot; the third, alone in it, follows
+// them to the next.
+func TestMoveUp(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 4)
+	c.add(c.files(3, "n"), 1, 2, 3)
+	c.reset(1, 2, 3)
+	for _, id := range []uint32{2, 3} {
+		c.devices[id] = &device{c.Replicas[id-1].MAS, func(op string, s trust.Slots) error {
+			if op == "store" {
+				return errCut
+			}
+			return nil
+		}}
+	}
+	var all sync.WaitGroup
+	joined := make(chan struct{})
+	var once sync.Once
+	mas := c.Replicas[0].MAS
+	c.devices[1] = &device{mas, func(op string, s trust.Slots) error {
+		if s.Tick == 1 {
+			once.Do(func() { close(joined) })
+		}
+		return nil
+	}}
+	config := c.config(1)
+	var first result
+	all.Go(func() { first.Outcome, first.err = Update(t.Context(), config) })
+	c.run(t.Context(), 2, 3)
+	<-joined
+	c.reset(2, 3)
+	for _, id := range []uint32{2, 3} {
+		delete(c.devices, id)
+		s := trust.Slots{Head: c.Record.Head(), Archive: c.Roster.ID(), Tick: 1}
+		if err := c.Replicas[id-1].MAS.Store(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.run(t.Context(), 2, 3)
+	all.Wait()
+	c.last[1] = first
+	rec := c.agreed(1, 1, 2, 3)
+	if rec.Tick != 2 || rec.Names != 3 || first.Tick != 2 {
+		t.Errorf("outcome %+v of %s", first, rec.Bytes())
+	}
+}
+
+// Waiting ends with its context, and with what is waited for.
+func TestWatch(t *testing.T) {
+	var w watch
+	n := 0
+	done := make(chan error)
+	go func() { done <- w.wait(t.Context(), func() (bool, error) { return n == 3, nil }) }()
+	for range 3 {
+		w.update(func() { n++ })
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if err := w.wait(ctx, func() (bool, error) { return false, nil }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	if err := w.wait(t.Context(), func() (bool, error) { return false, errCut }); !errors.Is(err, errCut) {
+		t.Error(err)
+	}
+}
