@@ -39,7 +39,7 @@ func TestKills(t *testing.T) {
 		all.Go(func() { h.read(t, tr, w, stop) })
 	}
 	k := &killer{trial: tr, rnd: rand.New(rand.NewPCG(*seed, 0)), hit: make(map[string]int)}
-	for range *kills {
+	for k.total() < *kills {
 		k.kill(t)
 	}
 	t.Logf("seed %d: killed %v", *seed, k.hit)
@@ -138,6 +138,13 @@ func tail(name string, from int) string {
 		from = 0
 	}
 	return string(b[from:])
+}
+
+func (k *killer) total() (n int) {
+	for _, times := range k.hit {
+		n += times
+	}
+	return n
 }
 
 // children lists the serve process's children that run the given command.
