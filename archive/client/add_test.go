@@ -269,6 +269,7 @@ func TestAddOfAChangingFile(t *testing.T) {
 func TestWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, "", "a")
+		b.first = b.first.Add(5*time.Hour + 50*time.Minute)
 		res, err := b.Client.Add(t.Context(), []Item{item("x", "x"), item("y", "y")})
 		if err != nil {
 			t.Fatal(err)

@@ -218,7 +218,10 @@ var errFile = errors.New("write content")
 func (d *download) some(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	body, r, err := first(ctx, d.usable(), d.open, func(b io.ReadCloser) { b.Close() })
+	offset := d.done
+	body, r, err := first(ctx, d.usable(), func(ctx context.Context, r *replica) (io.ReadCloser, error) {
+		return d.c.openContent(ctx, r, d.want, offset)
+	}, func(b io.ReadCloser) { b.Close() })
 	if err != nil {
 		d.note(err)
 		return d.failure()
@@ -246,14 +249,15 @@ func (d *download) failure() error {
 	return &NoQuorumError{Need: 1, Replicas: all}
 }
 
-func (d *download) open(ctx context.Context, r *replica) (io.ReadCloser, error) {
-	body, size, err := r.peer.Content(ctx, d.want.Digest, int64(d.done))
+// openContent opens a content at offset, if the replica has one of that size.
+func (c *Client) openContent(ctx context.Context, r *replica, want archive.Content, offset uint64) (io.ReadCloser, error) {
+	body, size, err := r.peer.Content(ctx, want.Digest, int64(offset))
 	if err != nil {
-		return nil, inTime(err, d.c.Timeout)
+		return nil, inTime(err, c.Timeout)
 	}
-	if size < 0 || uint64(size) != d.want.Size {
+	if size < 0 || uint64(size) != want.Size {
 		body.Close()
-		return nil, fmt.Errorf("content %w: %d bytes, want %d", ErrIntegrity, size, d.want.Size)
+		return nil, fmt.Errorf("content %w: %d bytes, want %d", ErrIntegrity, size, want.Size)
 	}
 	return body, nil
 }

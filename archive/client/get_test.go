@@ -248,6 +248,7 @@ func TestAbsence(t *testing.T) {
 			b.Advance(at.Add(30*time.Second), []uint32{1, 2, 3}, forge.Bind("nobody", "x"))
 			for _, id := range []uint32{1, 2, 3} {
 				b.fakes[id-1].behind = 1
+				b.fakes[id-1].delay = time.Second // so that replica 4 is heard first
 			}
 			for id, c := range b.Counts { // their devices say so too
 				b.Counts[id] = trust.Counts{Reset: c.Reset - 1}
@@ -435,7 +436,7 @@ func TestGetFollowsToANewEpoch(t *testing.T) {
 		b.Advance(b.wall(), nil)
 		for _, f := range b.fakes {
 			f.behind = 1
-			f.liePage = func(p tree.Proof) tree.Proof { f.behind = 0; return p }
+			f.liePage = func(p tree.Proof) tree.Proof { f.set(func() { f.behind = 0 }); return p }
 		}
 		results, err := b.Client.Get(t.Context(), names...)
 		if err != nil {
@@ -497,7 +498,7 @@ func TestListAcrossEpochs(t *testing.T) {
 		b.Advance(b.wall(), nil, forge.Bind("n000.5", "x"), forge.Bind("n599.5", "x"))
 		for _, f := range b.fakes {
 			f.behind = 1
-			f.liePage = func(p tree.Proof) tree.Proof { f.behind = 0; return p }
+			f.liePage = func(p tree.Proof) tree.Proof { f.set(func() { f.behind = 0 }); return p }
 		}
 		if got := b.list(t, "", nil); !slices.Equal(got, names) {
 			t.Errorf("%d names, want %d", len(got), len(names))

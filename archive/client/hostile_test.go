@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -94,7 +96,7 @@ func listen(t *testing.T) net.Listener {
 
 // hostileBed is a bed of two hostile servers over real TLS and two honest
 // replicas.
-func hostileBed(t *testing.T, handler func(b *bed) http.Handler) *bed {
+func hostileBed(t *testing.T, handlers func(b *bed) [2]http.Handler) *bed {
 	t.Helper()
 	ls := []net.Listener{listen(t), listen(t)}
 	b := newBed(t, "", "a", "b")
@@ -102,18 +104,18 @@ func hostileBed(t *testing.T, handler func(b *bed) http.Handler) *bed {
 	b.World = forge.New(forge.Options{Seed: "hostile", Addresses: addresses})
 	b.Advance(forge.Start.Add(6*time.Hour), nil, forge.Bind("a", "a"), forge.Bind("b", "b"))
 	for i, l := range ls {
-		serve(t, l, b.World, uint32(i+1), handler(b))
+		serve(t, l, b.World, uint32(i+1), handlers(b)[i])
 	}
 	for _, f := range b.fakes {
 		f.w = b.World
 	}
 	c, err := New(Config{
-		Roster: b.Roster, Key: b.Writer, Now: b.wall, Timeout: 500 * time.Millisecond,
+		Roster: b.Roster, Key: b.Writer, Now: b.wall, Timeout: 1500 * time.Millisecond,
 		Dial: func(m archive.Replica) Peer {
 			if m.ID > 2 {
 				return b.fakes[m.ID-1]
 			}
-			return wire.NewClient(m, b.Roster, wire.Options{Timeout: 300 * time.Millisecond})
+			return wire.NewClient(m, b.Roster, wire.Options{Timeout: time.Second})
 		},
 	})
 	if err != nil {
@@ -124,37 +126,44 @@ func hostileBed(t *testing.T, handler func(b *bed) http.Handler) *bed {
 	return b
 }
 
+// Two by two the hostile servers are set beside two honest replicas.
 func TestHostileServers(t *testing.T) {
-	for name, h := range hostile {
-		t.Run(name, func(t *testing.T) {
+	names := slices.Sorted(maps.Keys(hostile))
+	for pair := range slices.Chunk(names, 2) {
+		t.Run(strings.Join(pair, ", "), func(t *testing.T) {
 			t.Parallel()
-			b := hostileBed(t, func(b *bed) http.Handler {
-				if h == nil {
-					return garbler(b)
+			b := hostileBed(t, func(b *bed) (hs [2]http.Handler) {
+				for i, n := range pair {
+					if hs[i] = hostile[n]; hostile[n] == nil {
+						hs[i] = garbler(b)
+					}
 				}
-				return h
+				return hs
 			})
-			within(t, 1500*time.Millisecond, func() { checkPresent(t, b, b.one(t, "a")) })
-			var out strings.Builder
-			if err := b.Client.Fetch(t.Context(), forge.Bind("a", "a").Content, &out); err != nil || out.String() != "a" {
-				t.Errorf("fetch: %q, %v", out.String(), err)
-			}
-			if got := b.list(t, "", nil); len(got) != 2 {
-				t.Errorf("ls: %v", got)
-			}
-			_, err := b.Client.Add(t.Context(), []Item{item("x", "x")})
-			var nq *NoQuorumError
-			if !errors.As(err, &nq) || nq.Got != 2 || len(nq.Replicas) != 2 {
-				t.Errorf("add: %v", err)
-			}
-			if sts := b.Client.Status(t.Context()); sts[2].Err != nil || sts[0].Verified != nil {
-				t.Errorf("status: %v, %v", sts[2].Err, sts[0].Verified)
-			}
-			b.stop(3)
-			if _, err := b.Client.Get(t.Context(), "a"); !errors.As(err, &nq) {
-				t.Errorf("with one honest replica: %v", err)
-			}
+			b.besideTheHostile(t)
 		})
+	}
+}
+
+func (b *bed) besideTheHostile(t *testing.T) {
+	t.Helper()
+	checkPresent(t, b, b.one(t, "a"))
+	var out strings.Builder
+	if err := b.Client.Fetch(t.Context(), forge.Bind("a", "a").Content, &out); err != nil || out.String() != "a" {
+		t.Errorf("fetch: %q, %v", out.String(), err)
+	}
+	if got := b.list(t, "", nil); len(got) != 2 {
+		t.Errorf("ls: %v", got)
+	}
+	_, err := b.Client.Add(t.Context(), []Item{item("x", "x")})
+	var nq *NoQuorumError
+	if !errors.As(err, &nq) || nq.Got != 2 || len(nq.Replicas) != 2 {
+		t.Errorf("add: %v", err)
+	}
+	b.stop(3)
+	sts := b.Client.Status(t.Context())
+	if sts[0].Verified != nil || sts[1].Verified != nil || sts[3].Verified == nil {
+		t.Errorf("status: %+v", sts)
 	}
 }
 
@@ -187,7 +196,7 @@ func garbler(b *bed) http.Handler {
 
 // A replica that shows another's key, or no TLS at all, is not listened to.
 func TestWrongKeys(t *testing.T) {
-	b := hostileBed(t, func(b *bed) http.Handler { return hostile["empty"] })
+	b := hostileBed(t, func(b *bed) [2]http.Handler { return [2]http.Handler{hostile["empty"], hostile["empty"]} })
 	l := listen(t)
 	defer l.Close()
 	go func() {
@@ -202,9 +211,9 @@ func TestWrongKeys(t *testing.T) {
 	}()
 	m := b.Client.replicas[0].Replica
 	m.Address = b.Client.replicas[1].Address
-	b.Client.replicas[0].peer = wire.NewClient(m, b.Roster, wire.Options{Timeout: 300 * time.Millisecond})
+	b.Client.replicas[0].peer = wire.NewClient(m, b.Roster, wire.Options{Timeout: time.Second})
 	m.Address = l.Addr().String()
-	b.Client.replicas[1].peer = wire.NewClient(m, b.Roster, wire.Options{Timeout: 300 * time.Millisecond})
+	b.Client.replicas[1].peer = wire.NewClient(m, b.Roster, wire.Options{Timeout: time.Second})
 	checkPresent(t, b, b.one(t, "a"))
 	sts := b.Client.Status(t.Context())
 	wantErr(t, sts[0].Err, wire.ErrPin)
