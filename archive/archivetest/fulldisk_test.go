@@ -1,0 +1,190 @@
+package archivetest_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/archivetest"
+	"github.com/bonafide-archive/bonafide/archive/wire"
+)
+
+// The disk of one replica is full: it says so and acknowledges nothing that is
+// not on it, goes on serving what it has, and the archive goes on without it.
+// With room again it catches up.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	c := newSiege(t)
+	c.bind("good/a", "here to stay")
+	c.serve[4].Stop(syscall.SIGTERM)
+	small := filepath.Join(c.replicaDir(4), "store")
+	if err := os.RemoveAll(small); err != nil {
+		t.Fatal(err)
+	}
+	mountSmall(t, small, 24<<20)
+	c.start(4)
+	archivetest.Eventually(t, 30*time.Second, "replica 4 has its store back", func() bool {
+		st, err := c.status(4)
+		return err == nil && st.Note == "" && st.Epoch == c.epoch(1)
+	})
+	c.auditRepairs(4)
+	room := fill(t, small)
+
+	m, _ := c.roster.Replica(4)
+	c.refusesUpload(m, "full/direct")
+	acked := c.addsUntilFull(m, "full/held")
+	c.crash(4)
+	_, errs, status := c.run("add", "full/a", c.write("full-a", []byte("without the fourth")))
+	if status != 0 || !strings.Contains(errs, "replica 4 did not acknowledge: ") || !strings.Contains(errs, "disk is full") {
+		t.Errorf("add: status %d: %s", status, errs)
+	}
+	if st, err := c.status(4); err != nil || st.Pending != acked || st.Damaged {
+		t.Errorf("%d names acknowledged, status of the full replica: %+v, %v", acked, st, err)
+	}
+	if _, err := c.raw[4].Answer(t.Context(), wire.AnswerRequest{Name: "good/a"}); err != nil {
+		t.Errorf("the full replica does not answer: %v", err)
+	}
+
+	before := c.epoch(1)
+	c.phaseOf([]uint32{1, 2, 3, 4}, 1, 2, 3)
+	if got := c.get("full/a"); got != "without the fourth" || c.epoch(1) <= before {
+		t.Errorf("got %q in epoch %d, after %d", got, c.epoch(1), before)
+	}
+	archivetest.Eventually(t, 20*time.Second, "the full replica is in service", func() bool {
+		_, err := c.status(4)
+		return err == nil
+	})
+
+	if err := os.Remove(room); err != nil {
+		t.Fatal(err)
+	}
+	c.phase(1, 2, 3, 4)
+	c.auditRepairs(4)
+	if st, err := c.status(1); err != nil || st.Names != 2+acked {
+		t.Errorf("%d names, %v, want 2 and the %d acknowledged", st.Names, err, acked)
+	}
+	if got, err := os.ReadFile(archivetest.ContentPath(c.replicaDir(4), archive.DigestOf([]byte("without the fourth")))); err != nil || string(got) != "without the fourth" {
+		t.Errorf("replica 4 holds %q, %v", got, err)
+	}
+	c.unharmed()
+}
+
+// refusesUpload wants "full" for a content, and nothing of it kept.
+func (c *siege) refusesUpload(m archive.Replica, body string) {
+	c.t.Helper()
+	content := archivetest.ContentOf([]byte(body))
+	up := archive.SignUpload(c.writers[0], c.roster.ID(), content)
+	err := c.raw[m.ID].PutContent(c.t.Context(), up, int64(content.Size), strings.NewReader(body))
+	if !errors.Is(err, &wire.Error{Code: wire.CodeFull}) {
+		c.t.Errorf("upload: %v, want full", err)
+	}
+	if has, err := c.raw[m.ID].HasContent(c.t.Context(), content.Digest); err != nil || has {
+		c.t.Errorf("content is there: %t, %v", has, err)
+	}
+}
+
+// addsUntilFull sends submissions of a content that the replica holds until there
+// is no room for one, and returns how many names were acknowledged.
+func (c *siege) addsUntilFull(m archive.Replica, prefix string) (acked uint64) {
+	c.t.Helper()
+	for i := range 2000 {
+		many := make([]archive.Binding, archive.MaxBindings)
+		for j := range many {
+			many[j] = bindingOf(archive.Name(fmt.Sprintf("%s/%04d/%04d", prefix, i, j)))
+		}
+		_, err := c.raw[m.ID].Add(c.t.Context(), c.submission(many...))
+		if errors.Is(err, &wire.Error{Code: wire.CodeFull}) {
+			return acked
+		}
+		if err != nil {
+			c.t.Fatalf("add %d: %v, want full", i, err)
+		}
+		acked += uint64(len(many))
+	}
+	c.t.Fatal("the disk never gets full")
+	return 0
+}
+
+// crash kills a replica's service process and waits for the next one.
+func (c *cluster) crash(id uint32) {
+	c.t.Helper()
+	for _, pid := range archivetest.Descendants(c.serve[id].Pid()) {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	archivetest.Eventually(c.t, 30*time.Second, "a killed service process is started again", func() bool {
+		st, err := c.status(id)
+		return err == nil && st.Note == ""
+	})
+}
+
+// phaseOf has the given replicas run an update phase, again until it makes an
+// epoch at those that are well.
+func (c *cluster) phaseOf(all []uint32, well ...uint32) {
+	c.t.Helper()
+	before := c.epoch(well[0])
+	archivetest.Eventually(c.t, 90*time.Second, "an update phase makes an epoch", func() bool {
+		done := make(chan struct{})
+		for _, id := range all {
+			go func() { c.run("update", "--dir", c.replicaDir(id)); done <- struct{}{} }()
+		}
+		for range all {
+			<-done
+		}
+		return c.awaitEpoch(1, well...) > before
+	})
+}
+
+// auditRepairs has a replica repair what it lacks, and wants nothing left.
+func (c *cluster) auditRepairs(id uint32) {
+	c.t.Helper()
+	archivetest.Eventually(c.t, 60*time.Second, fmt.Sprintf("replica %d is whole", id), func() bool {
+		_, _, status := c.run("audit", "--repair", "--dir", c.replicaDir(id))
+		return status == 0
+	})
+	c.auditClean(id)
+}
+
+// mountSmall puts a small disk of its own at dir.
+func mountSmall(t *testing.T, dir string, size int) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("bonafide-test", dir, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0700", size)); err != nil {
+		t.Skipf("no small disk can be mounted here: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+}
+
+// fill takes the room of a disk, but for half a megabyte, with a file that it
+// returns.
+func fill(t *testing.T, dir string) string {
+	t.Helper()
+	name := filepath.Join(dir, "filler")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for block := bytes.Repeat([]byte{1}, 1<<16); err == nil; {
+		_, err = f.Write(block)
+	}
+	size, seekErr := f.Seek(0, io.SeekCurrent)
+	if !errors.Is(err, unix.ENOSPC) || seekErr != nil {
+		t.Fatal(err, seekErr)
+	}
+	if err := f.Truncate(size - 512<<10); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
