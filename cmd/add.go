@@ -114,7 +114,8 @@ func (a *app) await(ctx context.Context, c *client.Client, res client.AddResult,
 			Type: "added", Name: r.Name, Digest: r.Entry.Digest, Size: r.Entry.Size, Status: wire.AckBound,
 			Epoch: r.Entry.Epoch, MAS: string(r.Profile), Receipt: file,
 		}
-		err = a.result(m, "%s  %s: bound in epoch %d; MAS profile %s\nreceipt: %s", r.Entry.Digest, quote(r.Name), r.Entry.Epoch, r.Profile, quote(file))
+		err = a.result(m, "%s  %s: bound in epoch %d; MAS profile %s; receipt: %s",
+			r.Entry.Digest, quote(r.Name), r.Entry.Epoch, r.Profile, quote(file))
 		if err != nil {
 			return err
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -96,7 +95,3 @@ func report(out replica.Outcome, err error) childReport {
 	}
 	return rp
 }
-
-// slack is what a phase may take longer than its limit, seen from outside: the
-// child before it is stopped, the device is reset and locked.
-const slack = 15 * time.Second

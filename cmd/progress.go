@@ -9,57 +9,50 @@ import (
 	"github.com/bonafide-archive/bonafide/archive/client"
 )
 
-// progress shows how far hashing, uploads and downloads are, on a terminal
-// only.
+// progress shows how far uploads and downloads are, on a terminal only.
 func (a *app) progress() func(client.Progress) {
 	if a.quiet || a.json || !isTerminal(a.err) {
 		return nil
 	}
-	b := &bars{a: a}
-	return b.show
+	return (&bars{a: a}).show
 }
 
-// bars is the one bar on the screen. Uploads show as one, the replica that is
-// furthest leading.
+// bars is the one bar on the screen. Uploads of a content to several replicas
+// show as one: that of the replica which leads.
 type bars struct {
 	a    *app
-	bar  *progressbar.ProgressBar
+	bar  *progressbar.ProgressBar // nil: none on the screen
 	what string
 	done uint64
 }
 
 func (b *bars) show(p client.Progress) {
-	what := p.Stage + " " + quote(p.Name)
-	if what != b.what {
-		b.clear()
-		b.what, b.done = what, 0
-		b.bar = b.a.bar(what, p.Total)
+	if p.Total == 0 { // nothing to measure by
+		return
 	}
-	if p.Done > b.done {
-		b.done = p.Done
-		_ = b.bar.Set64(int64(p.Done))
+	if what := p.Stage + " " + string(p.Name); what != b.what {
+		b.end()
+		b.what, b.done, b.bar = what, 0, b.a.bar(plain(what), p.Total)
 	}
-	if p.Total > 0 && p.Done >= p.Total {
-		b.clear()
+	if b.bar == nil || p.Done <= b.done {
+		return
+	}
+	b.done = p.Done
+	_ = b.bar.Set64(int64(p.Done))
+	if p.Done >= p.Total {
+		b.end()
 	}
 }
 
-func (b *bars) clear() {
+func (b *bars) end() {
 	if b.bar != nil {
-		_ = b.bar.Clear()
+		_ = b.bar.Finish()
 		b.bar = nil
-	}
-	if b.what != "" {
-		b.bar = progressbar.DefaultSilent(-1)
 	}
 }
 
 func (a *app) bar(what string, total uint64) *progressbar.ProgressBar {
-	size := int64(total)
-	if total == 0 {
-		size = -1
-	}
-	return progressbar.NewOptions64(size,
+	return progressbar.NewOptions64(int64(total),
 		progressbar.OptionSetWriter(a.stderr()),
 		progressbar.OptionSetDescription(fmt.Sprintf("%.40s", what)),
 		progressbar.OptionShowBytes(true),

@@ -126,7 +126,7 @@ To try it: bonafide tour. To keep a trial archive on this machine: bonafide serv
 	f.String("config", "", "configuration `file` (default $XDG_CONFIG_HOME/bonafide/config.yaml)")
 	f.Bool("json", false, "print JSON lines, each with a message_type")
 	f.BoolP("quiet", "q", false, "print no commentary")
-	f.Duration("timeout", 10*time.Second, "how long to wait for a `duration` without progress")
+	f.Duration("timeout", 10*time.Second, "the longest `duration` to wait without any progress")
 	root.AddCommand(a.commands()...)
 	root.InitDefaultCompletionCmd()
 	appendExitStatus(root)
