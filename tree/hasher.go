@@ -85,12 +85,17 @@ func (h *Hasher) Add(name, val []byte) error {
 	if err := CheckPair(name, val); err != nil {
 		return err
 	}
+	return h.AddLeaf(name, LeafHash(name, val))
+}
+
+// AddLeaf is Add for a caller that has checked the pair and made its LeafHash,
+// perhaps on another processor.
+func (h *Hasher) AddLeaf(name []byte, d Hash) error {
 	if h.count > 0 && bytes.Compare(name, h.last) <= 0 {
 		return ErrOrder
 	}
 	h.last = append(h.last[:0], name...)
 	h.count++
-	d := LeafHash(name, val)
 	return h.push(0, d, Height(d), name)
 }
 

@@ -223,9 +223,13 @@ func putState(tx *bolt.Tx, st state) error {
 	if err != nil {
 		return err
 	}
+	return meta.Put(stateKey, st.bytes())
+}
+
+func (st state) bytes() []byte {
 	b := binary.BigEndian.AppendUint64([]byte(format), st.count)
 	b = binary.BigEndian.AppendUint32(b, uint32(st.levels))
-	return meta.Put(stateKey, append(b, st.root[:]...))
+	return append(b, st.root[:]...)
 }
 
 func getState(tx *bolt.Tx) (st state, err error) {

@@ -8,15 +8,15 @@ import (
 	"os"
 	"path/filepath"
 
-	bolt "go.etcd.io/bbolt"
-
 	"github.com/bonafide-archive/bonafide/tree"
 )
 
 // Build makes the file at path from pairs, which must come in order, and
 // replaces what was there. It writes path + ".new", compares the root with
 // want unless that is nil, syncs and renames; before that path is untouched,
-// and after an error it stays so. One Build of a path at a time.
+// and after an error it stays so. One Build of a path at a time. It makes
+// digests on all processors and needs some MB of memory, however many pairs
+// there are; pairs may use the memory of one for the next.
 func Build(ctx context.Context, path string, pairs iter.Seq2[tree.Pair, error], want *tree.Hash) (tree.Hash, uint64, error) {
 	temp := path + ".new"
 	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -36,6 +36,38 @@ func Build(ctx context.Context, path string, pairs iter.Seq2[tree.Pair, error], 
 	return st.root, st.count, nil
 }
 
+// Compact builds the file at path anew from its own pairs: after many Applies
+// that saves up to half of its size, and puts the pages in order. It fails
+// while another process writes the file, and rather than change its root.
+func Compact(ctx context.Context, path string) error {
+	s, err := Open(path, Options{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	root, err := s.Root()
+	if err == nil {
+		_, _, err = Build(ctx, path, s.rows(ctx), &root)
+	}
+	return errors.Join(err, s.Close())
+}
+
+// rows are all pairs of the store.
+func (s *Store) rows(ctx context.Context) iter.Seq2[tree.Pair, error] {
+	return func(yield func(tree.Pair, error) bool) {
+		err := s.Walk(ctx, nil, func(name, val []byte) error {
+			if !yield(tree.Pair{Name: name, Val: val}, nil) {
+				return errStopped
+			}
+			return nil
+		})
+		if err != nil && err != errStopped {
+			yield(tree.Pair{}, err)
+		}
+	}
+}
+
+var errStopped = errors.New("stopped")
+
 // replace renames temp, whose contents are synced, to path.
 func replace(temp, path string) error {
 	if err := os.Rename(temp, path); err != nil {
@@ -50,104 +82,48 @@ func replace(temp, path string) error {
 }
 
 func build(ctx context.Context, temp string, pairs iter.Seq2[tree.Pair, error]) (state, error) {
-	s, err := Open(temp, Options{})
+	w, err := createFile(temp)
 	if err != nil {
 		return state{}, err
 	}
-	s.db.NoSync = true // one sync at the end
-	b := newBuilder(s)
-	err = b.load(ctx, pairs)
-	if err == nil {
-		err = b.finish()
+	h := tree.NewChunkHasher(w.putChunk)
+	l := newLine(ctx, func(b *batch) error { return w.putLeaves(b, h) })
+	var st state
+	if err = l.end(l.load(pairs)); err == nil {
+		st, err = w.close(h)
 	}
-	return b.state, errors.Join(err, s.Close())
+	return st, errors.Join(err, w.file.Close())
 }
 
-const batchRows, batchBytes = 1 << 16, 32 << 20
-
-// builder gathers rows and writes them batch by batch.
-type builder struct {
-	store  *Store
-	hasher *tree.Hasher
-	leaves []tree.Pair
-	chunks []tree.Chunk
-	bytes  int
-	state  state
-}
-
-func newBuilder(s *Store) *builder {
-	b := &builder{store: s}
-	b.hasher = tree.NewChunkHasher(func(c tree.Chunk) error {
-		b.chunks = append(b.chunks, c)
-		return nil
-	})
-	return b
-}
-
-func (b *builder) load(ctx context.Context, pairs iter.Seq2[tree.Pair, error]) error {
+// load sends copies of the pairs down the line.
+func (l *line) load(pairs iter.Seq2[tree.Pair, error]) error {
+	b, err := l.next()
+	if err != nil {
+		return err
+	}
 	for p, err := range pairs {
+		if err == nil {
+			err = tree.CheckPair(p.Name, p.Val)
+		}
+		if err == nil && b.full() {
+			l.put(b)
+			b, err = l.next()
+		}
 		if err != nil {
 			return err
 		}
-		if err := b.add(ctx, p); err != nil {
-			return err
-		}
+		b.add(p.Name, p.Val)
 	}
-	return ctx.Err()
-}
-
-func (b *builder) add(ctx context.Context, p tree.Pair) error {
-	if err := b.hasher.Add(p.Name, p.Val); err != nil {
-		return fmt.Errorf("%q: %w", p.Name, err)
-	}
-	row := append(append(make([]byte, 0, len(p.Name)+len(p.Val)), p.Name...), p.Val...)
-	n := len(p.Name)
-	b.leaves = append(b.leaves, tree.Pair{Name: row[:n:n], Val: row[n:]})
-	b.bytes += len(row)
-	if len(b.leaves) < batchRows && b.bytes < batchBytes {
-		return nil
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return b.store.update(b.flush)
-}
-
-// finish writes the last rows and the state, and syncs the file.
-func (b *builder) finish() error {
-	root, levels, err := b.hasher.Finish()
-	if err != nil {
-		return err
-	}
-	b.state = state{count: b.hasher.Count(), levels: levels, root: root}
-	err = b.store.update(func(tx *bolt.Tx) error {
-		return errors.Join(b.flush(tx), putState(tx, b.state))
-	})
-	if err != nil {
-		return err
-	}
-	return b.store.db.Sync()
-}
-
-// flush writes the rows gathered.
-func (b *builder) flush(tx *bolt.Tx) error {
-	leaves := tx.Bucket(leavesBucket)
-	leaves.FillPercent = sortedFill
-	for _, p := range b.leaves {
-		if err := leaves.Put(p.Name, p.Val); err != nil {
-			return err
-		}
-	}
-	for _, c := range b.chunks {
-		level, err := tx.CreateBucketIfNotExists(chunksBucket(c.Level))
-		if err != nil {
-			return err
-		}
-		level.FillPercent = sortedFill
-		if err := level.Put(chunkKey(c.First), c.Digest[:]); err != nil {
-			return err
-		}
-	}
-	b.leaves, b.chunks, b.bytes = b.leaves[:0], b.chunks[:0], 0
+	l.put(b)
 	return nil
+}
+
+// close writes what h and w still hold.
+func (w *writer) close(h *tree.Hasher) (state, error) {
+	root, levels, err := h.Finish()
+	if err != nil {
+		return state{}, err
+	}
+	st := state{count: h.Count(), levels: levels, root: root}
+	return st, w.finish(st)
 }

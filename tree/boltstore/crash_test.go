@@ -27,8 +27,8 @@ func TestMain(m *testing.M) {
 
 const crashBatch = 150
 
-// batch is the k-th batch of the child: names all over the tree.
-func batch(k int) (ps []tree.Pair) {
+// batchOf is the k-th batch of the child: names all over the tree.
+func batchOf(k int) (ps []tree.Pair) {
 	for i := range crashBatch {
 		n := k*crashBatch + i
 		ps = append(ps, tree.Pair{Name: fmt.Appendf(nil, "%08x-%d", uint32(n)*2654435761, n), Val: fmt.Appendf(nil, "v%d", n)})
@@ -47,7 +47,7 @@ func applyForever(path string) {
 	n, _ := s.Count()
 	for k := int(n) / crashBatch; ; k++ {
 		fmt.Println("begin", k)
-		if _, _, err := s.Apply(context.Background(), batch(k)); err != nil {
+		if _, _, err := s.Apply(context.Background(), batchOf(k)); err != nil {
 			fmt.Println("error", err)
 			os.Exit(1)
 		}
@@ -70,7 +70,7 @@ func TestKill(t *testing.T) {
 			t.Fatalf("round %d: %d names, batch %d acknowledged, %v", round, count, acknowledged, err)
 		}
 		for ; applied < int(count)/crashBatch; applied++ {
-			for _, p := range batch(applied) {
+			for _, p := range batchOf(applied) {
 				_ = h.Put(p.Name, p.Val)
 			}
 		}

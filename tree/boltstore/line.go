@@ -1,0 +1,120 @@
+package boltstore
+
+import (
+	"context"
+	"runtime"
+	"sync"
+
+	"github.com/bonafide-archive/bonafide/tree"
+)
+
+const batchRows, batchBytes = 512, 1 << 17
+
+// batch is a run of copied pairs on its way through a line.
+type batch struct {
+	mem     []byte // what the pairs are copied to
+	pairs   []tree.Pair
+	digests []tree.Hash
+	hashed  chan struct{}
+}
+
+func (b *batch) full() bool { return len(b.pairs) >= batchRows || len(b.mem) >= batchBytes }
+
+func (b *batch) empty() { b.mem, b.pairs = b.mem[:0], b.pairs[:0] }
+
+// add copies a pair. What was copied before stays where it is.
+func (b *batch) add(name, val []byte) tree.Pair {
+	if cap(b.mem)-len(b.mem) < len(name)+len(val) {
+		b.mem = make([]byte, 0, batchBytes+tree.MaxName+tree.MaxVal)
+	}
+	from, n := len(b.mem), len(name)
+	b.mem = append(append(b.mem, name...), val...)
+	row := b.mem[from:len(b.mem):len(b.mem)]
+	b.pairs = append(b.pairs, tree.Pair{Name: row[:n:n], Val: row[n:]})
+	return b.pairs[len(b.pairs)-1]
+}
+
+func (b *batch) hash() {
+	b.digests = b.digests[:0]
+	for _, p := range b.pairs {
+		b.digests = append(b.digests, tree.LeafHash(p.Name, p.Val))
+	}
+	b.hashed <- struct{}{}
+}
+
+// line makes the leaf digests of batches on all processors and hands them on
+// in the order in which they came, in a goroutine of its own.
+type line struct {
+	ctx   context.Context
+	stop  context.CancelCauseFunc
+	free  chan *batch
+	work  chan *batch
+	order chan *batch
+	wg    sync.WaitGroup
+}
+
+// newLine begins a line that ends at sink. sink must not keep what it gets.
+func newLine(ctx context.Context, sink func(*batch) error) *line {
+	workers := runtime.GOMAXPROCS(0)
+	depth := 4 * workers
+	l := &line{free: make(chan *batch, depth), work: make(chan *batch, depth), order: make(chan *batch, depth)}
+	l.ctx, l.stop = context.WithCancelCause(ctx)
+	for range depth {
+		l.free <- &batch{hashed: make(chan struct{}, 1)}
+	}
+	for range workers {
+		l.wg.Go(func() {
+			for b := range l.work {
+				b.hash()
+			}
+		})
+	}
+	l.wg.Go(func() { l.drain(sink) })
+	return l
+}
+
+// next returns an empty batch, or the error that ended the line.
+func (l *line) next() (*batch, error) {
+	if err := context.Cause(l.ctx); err != nil {
+		return nil, err
+	}
+	select {
+	case b := <-l.free:
+		b.empty()
+		return b, nil
+	case <-l.ctx.Done():
+		return nil, context.Cause(l.ctx)
+	}
+}
+
+// put sends a batch from next down the line. It does not block.
+func (l *line) put(b *batch) {
+	l.order <- b
+	l.work <- b
+}
+
+func (l *line) drain(sink func(*batch) error) {
+	for b := range l.order {
+		<-b.hashed
+		if l.ctx.Err() == nil {
+			if err := sink(b); err != nil {
+				l.stop(err)
+			}
+		}
+		l.free <- b
+	}
+}
+
+// end waits until the line is empty and returns the error that ended it, if
+// any; err, if not nil, ends it.
+func (l *line) end(err error) error {
+	if err != nil {
+		l.stop(err)
+	}
+	close(l.work)
+	close(l.order)
+	l.wg.Wait()
+	err = context.Cause(l.ctx)
+	l.stop(nil)
+	return err
+}
