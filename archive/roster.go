@@ -15,7 +15,7 @@ const rosterFormat = "bonafide/roster/v1"
 // Bounds of a roster.
 const (
 	MaxRoster    = 4 << 20 // bytes
-	MaxReplicas  = 31
+	MaxReplicas  = 16      // f = 5; what one agreement holds
 	maxWriters   = 10_000
 	maxOperators = 100
 )

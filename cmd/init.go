@@ -151,7 +151,7 @@ func (a *app) initArchiveCommand() *cobra.Command {
 		Short: "Make an archive's roster and print it",
 		Long: `Make the first roster of an archive from the entries of its replicas and the
 public lines of its writers, and print it. Its SHA-256 is the archive's ID.
-There are 3f+1 replicas: 4, 7 or 10, up to 31. A writer may be bound to names
+There are 3f+1 replicas: 4, 7 or 10, up to 16. A writer may be bound to names
 that begin with a prefix; given several times, to several.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return a.initArchive(n, time.Now()) },
