@@ -67,16 +67,32 @@ func TestStoreLostBesideLiar(t *testing.T) {
 	newLiar(t, c, 2, 1)
 	c.start(4)
 	c.awaitEpoch(1, 1, 3, 4)
-	archivetest.Eventually(t, 60*time.Second, "all contents are back", func() bool {
+	c.awaitContents(4, digests)
+	c.auditClean(4)
+	// The same under a running service, and by hand.
+	if err := os.RemoveAll(filepath.Join(c.replicaDir(4), "store")); err != nil {
+		t.Fatal(err)
+	}
+	archivetest.Eventually(t, 60*time.Second, "audit --repair brings all back", func() bool {
+		_, _, status := c.run("audit", "--repair", "--dir", c.replicaDir(4))
+		return status == 0
+	})
+	c.awaitContents(4, digests)
+	c.awaitEpoch(1, 1, 3, 4)
+}
+
+// awaitContents waits until a replica holds all the given contents.
+func (c *cluster) awaitContents(id uint32, digests []archive.Digest) {
+	c.t.Helper()
+	archivetest.Eventually(c.t, 60*time.Second, "all contents are back", func() bool {
 		for _, d := range digests {
-			b, err := os.ReadFile(archivetest.ContentPath(c.replicaDir(4), d))
+			b, err := os.ReadFile(archivetest.ContentPath(c.replicaDir(id), d))
 			if err != nil || archive.Digest(sha256.Sum256(b)) != d {
 				return false
 			}
 		}
 		return true
 	})
-	c.auditClean(4)
 }
 
 // auditClean audits a served replica and wants no damage; between two phases,

@@ -13,8 +13,10 @@ import (
 	"strconv"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/archivetest"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 )
 
@@ -33,10 +35,11 @@ func newLiar(t testing.TB, c *cluster, id, honest uint32) *liar {
 		t.Fatal(err)
 	}
 	m, _ := c.roster.Replica(id)
-	l, err := net.Listen("tcp", m.Address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var l net.Listener
+	archivetest.Eventually(t, 10*time.Second, "the address is free", func() bool {
+		l, err = net.Listen("tcp", m.Address)
+		return err == nil
+	})
 	source, _ := c.roster.Replica(honest)
 	from := wire.NewClient(source, c.roster, wire.Options{})
 	lie := new(liar)
