@@ -42,6 +42,22 @@ func checkBlock(r *archive.Roster, base archive.EpochRecord, tick uint64, raw []
 	return b, nil
 }
 
+// check is checkBlock for this attempt, once for each block that is right.
+func (a *attempt) check(raw []byte) (consensus.Block, error) {
+	d := archive.DigestOf(raw)
+	a.know.Lock()
+	b, ok := a.right[d]
+	a.know.Unlock()
+	if ok {
+		return b, nil
+	}
+	b, err := checkBlock(a.Roster, a.base, a.tick, raw)
+	if err == nil {
+		a.know.update(func() { a.right[d] = b })
+	}
+	return b, err
+}
+
 var errRule = fmt.Errorf("committed record not honoured: %w", archive.ErrIntegrity)
 
 // checkRule is the rule for committed records: where the join set shows any of
@@ -218,7 +234,7 @@ func (a *attempt) engine() consensus.Config {
 			return block, err
 		},
 		Check: func(block []byte) error {
-			_, err := checkBlock(a.Roster, a.base, a.tick, block)
+			_, err := a.check(block)
 			return err
 		},
 	}
@@ -239,7 +255,7 @@ func (a *attempt) takeClaim(x *peer, b []byte) error {
 	if block.Instance != a.inst {
 		return nil
 	}
-	if _, err := checkBlock(a.Roster, a.base, a.tick, b); err != nil {
+	if _, err := a.check(b); err != nil {
 		return err
 	}
 	a.know.update(func() {
@@ -277,7 +293,7 @@ func (a *attempt) claimed() []byte {
 // decided checks the block once more by the same rule, since the engine is not
 // trusted for safety, keeps it, and pushes it to all.
 func (a *attempt) decided(raw []byte) (consensus.Block, error) {
-	block, err := checkBlock(a.Roster, a.base, a.tick, raw)
+	block, err := a.check(raw)
 	if err != nil {
 		return block, err
 	}

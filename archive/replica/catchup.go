@@ -112,7 +112,7 @@ func (p *phase) fetchHistory(ctx context.Context, x *peer) error {
 // until ctx ends, or a newer epoch is there to try.
 func (p *phase) catchUp(ctx context.Context) error {
 	began := time.Now()
-	for {
+	for wait := retryPause; ; wait = min(2*wait, maxRepairPause) {
 		p.know.Lock()
 		target := p.newest
 		p.know.Unlock()
@@ -129,10 +129,20 @@ func (p *phase) catchUp(ctx context.Context) error {
 			return fmt.Errorf("catch up to epoch %d: %w", target.Epoch, err)
 		}
 		p.log.Info("cannot repair the tree yet", "epoch", target.Epoch, "err", err)
-		if err := pause(ctx, retryPause); err != nil {
-			return fmt.Errorf("catch up to epoch %d: %w", target.Epoch, err)
+		if p.awaitNewer(ctx, target.Epoch, wait); ctx.Err() != nil {
+			return fmt.Errorf("catch up to epoch %d: %w", target.Epoch, errors.Join(err, ctx.Err()))
 		}
 	}
+}
+
+// maxRepairPause bounds the pause between attempts to repair the tree.
+const maxRepairPause = 2 * time.Second
+
+// awaitNewer waits for an epoch after e, but not longer than limit.
+func (p *phase) awaitNewer(ctx context.Context, e archive.Epoch, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	p.know.wait(ctx, func() (bool, error) { return p.newest.Epoch > e, nil })
 }
 
 // rebase makes rec what we build on.

@@ -257,24 +257,16 @@ func (p *phase) ticks(of func(trust.Statement) uint64) []uint64 {
 	return all
 }
 
-// join finds the attempt to take part in and joins it. It returns nil without
-// an error where there is nothing left to take part in.
-func (p *phase) join(ctx context.Context) (*attempt, error) {
-	began := time.Now()
-	if a, err := p.resume(ctx); a != nil || err != nil {
-		return a, err
-	}
-	tick, err := p.gather(ctx)
-	if err != nil || tick == 0 {
-		return nil, err
-	}
-	p.step("tick chosen", began, "epoch", p.base.Epoch+1, "tick", tick)
-	return p.enter(ctx, tick)
-}
-
 // gather exchanges hellos until Q replicas are here, and the others are or the
-// grace is over, and returns the tick that they give; 0 if the phase is over.
+// grace is over, and returns the tick that they give; 0 if there is nothing left
+// to take part in. An attempt that an earlier process of this boot joined comes
+// first.
 func (p *phase) gather(ctx context.Context) (uint64, error) {
+	began := time.Now()
+	if tick := p.interrupted(); tick > 0 {
+		p.log.Info("taking up the attempt again", "epoch", p.base.Epoch+1, "tick", tick)
+		return tick, nil
+	}
 	stop := p.follow(ctx, p.takeEarly)
 	defer stop()
 	window := time.Now().Add(p.Roster.Limits.Join.Std())
@@ -288,6 +280,7 @@ func (p *phase) gather(ctx context.Context) (uint64, error) {
 		case err != nil || tick == 0:
 			return tick, err
 		case tick > p.spent():
+			p.step("tick chosen", began, "epoch", p.base.Epoch+1, "tick", tick)
 			return tick, nil
 		default:
 			return p.abstain(ctx)
@@ -491,7 +484,8 @@ type attempt struct {
 	vouchers  map[uint32]consensus.Voucher
 	proposals map[uint32]proposal
 	carries   map[trust.Vote]consensus.Carried
-	claims    map[uint32]claim // what each peer's engine decided
+	right     map[archive.Digest]consensus.Block // blocks that check
+	claims    map[uint32]claim                   // what each peer's engine decided
 	prepares  map[uint32]ballot
 	readies   map[uint32]ballot
 	commits   map[uint32]ballot
@@ -502,7 +496,7 @@ func (p *phase) newAttempt(tick uint64) *attempt {
 		phase: p, base: p.base, tick: tick, inst: instanceOn(p.base, tick), dir: p.dir.tick(p.base.Epoch+1, tick),
 		joins: make(map[uint32]consensus.Join), vouchers: make(map[uint32]consensus.Voucher),
 		proposals: make(map[uint32]proposal), carries: make(map[trust.Vote]consensus.Carried),
-		claims: make(map[uint32]claim), prepares: make(map[uint32]ballot),
+		right: make(map[archive.Digest]consensus.Block), claims: make(map[uint32]claim), prepares: make(map[uint32]ballot),
 		readies: make(map[uint32]ballot), commits: make(map[uint32]ballot),
 	}
 }
@@ -512,6 +506,9 @@ func (p *phase) newAttempt(tick uint64) *attempt {
 func (p *phase) enter(ctx context.Context, tick uint64) (*attempt, error) {
 	began := time.Now()
 	a := p.newAttempt(tick)
+	if tick <= p.spent() {
+		return a, a.takeUp(ctx)
+	}
 	boot := p.statement.Counts
 	if err := a.begin(); err != nil {
 		return nil, fmt.Errorf("phase directory: %w", err)
@@ -631,35 +628,44 @@ func (p *phase) decodeChallenges(b []byte) error {
 	return nil
 }
 
-// resume continues the attempt that an earlier process of this boot joined. The
-// device vouches for that: in this boot, nobody else has had the disk.
-func (p *phase) resume(ctx context.Context) (*attempt, error) {
+// interrupted returns the tick of the attempt that an earlier process of this
+// boot has joined, if it can be taken up again. The device vouches for that: in
+// this boot, nobody else has had the disk.
+func (p *phase) interrupted() uint64 {
 	slots := p.statement.Slots
 	if p.inDoubt || slots.Tick == 0 || slots.Tick == p.joined || slots.Boot != p.statement.Counts || !holdsHead(slots, p.base) {
-		return nil, nil
+		return 0
 	}
-	a := p.newAttempt(slots.Tick)
-	j, err := a.resumable()
+	_, err := p.newAttempt(slots.Tick).said()
 	if errors.Is(err, errUnsaid) {
 		p.know.update(func() { p.unsaid = slots.Tick })
-		return nil, nil
+		return 0
 	}
 	if err != nil {
-		p.log.Info("cannot resume the attempt", "tick", slots.Tick, "err", err)
-		return nil, nil
+		p.log.Info("cannot take up the attempt", "tick", slots.Tick, "err", err)
+		return 0
 	}
-	p.log.Info("resuming", "epoch", p.base.Epoch+1, "tick", slots.Tick)
-	a.company, a.own = p.Roster.N(), j
+	return slots.Tick
+}
+
+// takeUp continues the attempt of an earlier process, with the same join.
+func (a *attempt) takeUp(ctx context.Context) error {
+	j, err := a.said()
+	if err != nil {
+		return err
+	}
+	a.company, a.own = a.Roster.N(), j
 	a.start(ctx)
 	a.announce(j)
-	return a, nil
+	return nil
 }
 
 // errUnsaid is returned for a tick that was stored in this boot without a join
 // that anybody has seen: it can be joined still.
 var errUnsaid = errors.New("not joined yet")
 
-func (a *attempt) resumable() (j consensus.Join, err error) {
+// said returns the join that an earlier process of this boot has made.
+func (a *attempt) said() (j consensus.Join, err error) {
 	boot, err := a.dir.read(fileBoot)
 	if err != nil || string(boot) != a.statement.Counts.String() {
 		return j, fmt.Errorf("joined in another boot: %w", err)

@@ -82,56 +82,56 @@ func (p *phase) run(ctx context.Context) (Outcome, error) {
 
 // attempt is one tick of the update phase: 2f+1 proposals, one block, one epoch.
 func (p *phase) attempt(ctx context.Context) (Outcome, error) {
-	a, err := p.join(ctx) // 2. tick and 3. catch up; 4. freeze what we propose; attest to both
-	if err != nil || a == nil {
+	tick, err := p.gather(ctx) // 2. hellos of 2f+1 replicas give the tick; 3. catch up first with those ahead
+	if err != nil || tick == 0 {
+		return p.outcome(0), err
+	}
+	a, err := p.enter(ctx, tick) // store the tick, 4. freeze our proposal, attest to both: the join
+	if err != nil {
 		return p.outcome(0), err
 	}
 	defer a.end()
-	rec, cert, joined, err := a.agreeAndCertify(ctx)
+	if err := a.propose(ctx); err != nil { // 5. vouchers: 2f+1 replicas hold each proposal
+		return a.leave(ctx, err)
+	}
+	raw, err := a.agree(ctx) // 6. 2f+1 proposals, one block
 	if err != nil {
-		return p.outcome(0), a.leaveToPeers(ctx, err)
+		return a.leave(ctx, err)
+	}
+	block, err := a.decided(raw) // 7. checked by the same rule once more, oneself
+	if err != nil {
+		return a.leave(ctx, err)
+	}
+	rec, err := a.apply(ctx, block) // 8. old names keep their entry
+	if err != nil {
+		return a.leave(ctx, err)
+	}
+	cert, err := a.certify(ctx, rec) // 9. prepare, commit: 2f+1 attestations
+	if err != nil {
+		return a.leave(ctx, err)
 	}
 	if err := p.advance(ctx, rec, cert); err != nil { // the point of commitment; lock
-		return p.outcome(0), err
+		return p.outcome(a.tick), err
 	}
-	a.linger(ctx, rec, joined) // 10. until the join set holds the certificate
+	a.linger(ctx, rec, replicasOf(block)) // 10. until the join set holds the certificate
 	out := p.outcome(a.tick)
 	out.Advanced = true
 	return out, nil
 }
 
-func (a *attempt) agreeAndCertify(ctx context.Context) (rec archive.EpochRecord, cert archive.Certificate, joined []uint32, err error) {
-	if err := a.propose(ctx); err != nil { // 5. vouchers: 2f+1 replicas hold each proposal
-		return rec, cert, nil, err
-	}
-	raw, err := a.agree(ctx) // 6. 2f+1 proposals, one block
-	if err != nil {
-		return rec, cert, nil, err
-	}
-	block, err := a.decided(raw) // 7. by the same rule once more, oneself
-	if err != nil {
-		return rec, cert, nil, err
-	}
-	rec, err = a.apply(ctx, block) // 8. old names keep their entry
-	if err != nil {
-		return rec, cert, nil, err
-	}
-	cert, err = a.certify(ctx, rec) // 9. prepare, commit: 2f+1 attestations
-	return rec, cert, replicasOf(block), err
-}
-
-// leaveToPeers waits, after a step that this replica could not or would not take,
-// for the others to certify the epoch without it.
-func (a *attempt) leaveToPeers(ctx context.Context, err error) error {
+// leave waits, after a step that this replica could not or would not take, for
+// the others to certify the epoch without it.
+func (a *attempt) leave(ctx context.Context, err error) (Outcome, error) {
+	out := a.outcome(a.tick)
 	if ctx.Err() != nil || errors.Is(err, errCertified) || errors.Is(err, errMoveUp) {
-		return err
+		return out, err
 	}
 	a.log.Error("cannot go on with this attempt; waiting for the others", "tick", a.tick, "err", err)
 	waited := a.wait(ctx, func() (bool, error) { return false, nil })
 	if errors.Is(waited, errCertified) || errors.Is(waited, errMoveUp) {
-		return waited
+		return out, waited
 	}
-	return err
+	return out, err
 }
 
 // phase is one replica in one update phase. know guards what comes from peers;

@@ -37,6 +37,7 @@ func newCluster(t *testing.T, n int) *cluster {
 	t.Helper()
 	a := archivetest.NewRoster(t, n, func(r *archive.Roster) {
 		r.Limits = archive.TrialLimits(15 * time.Second)
+		r.Limits.Phase = archive.Duration(time.Minute) // test machines are busy
 		r.Limits.Grace = archive.Duration(time.Second)
 		r.Limits.Linger = archive.Duration(2 * time.Second)
 	})
@@ -92,18 +93,24 @@ func (c *cluster) phase(ctx context.Context, ids ...uint32) {
 	c.run(ctx, ids...)
 }
 
+// run runs update processes, and after each its service process until all are
+// done.
 func (c *cluster) run(ctx context.Context, ids ...uint32) {
 	var mu sync.Mutex
-	var all sync.WaitGroup
+	var all, serving sync.WaitGroup
+	over, cancel := context.WithCancel(ctx)
 	for _, id := range ids {
 		all.Go(func() {
 			out, err := Update(ctx, c.config(id))
 			mu.Lock()
 			defer mu.Unlock()
 			c.last[id] = result{out, err}
+			serving.Go(func() { Serve(over, c.config(id)) })
 		})
 	}
 	all.Wait()
+	cancel()
+	serving.Wait()
 	for _, id := range ids {
 		c.t.Logf("replica %d: %+v", id, c.last[id])
 		if st := c.Replicas[id-1].Statement(c.t); st.Mode != trust.ModeService {
