@@ -146,8 +146,8 @@ func (a *app) audited(m member, rp replica.Report, err error) error {
 	err = a.result(struct {
 		Type string `json:"message_type"`
 		replica.Report
-	}{"audit", rp}, "replica %d: epoch %d: %d records, %d names, %d contents of %d bytes: %s",
-		m.ID, rp.Epoch, rp.Records, rp.Names, rp.Contents, rp.Bytes, verdict(rp))
+	}{"audit", rp}, "replica %d: epoch %d: %s, %s, %s of %s: %s",
+		m.ID, rp.Epoch, count(rp.Records, "record"), count(rp.Names, "name"), count(rp.Contents, "content"), count(rp.Bytes, "byte"), verdict(rp))
 	switch {
 	case err != nil:
 		return err

@@ -86,8 +86,8 @@ func (a *app) get(ctx context.Context, arg, out, receipt string) error {
 	a.tell(r)
 	m := gotOf(r)
 	m.Output, m.Receipt = out, receipt
-	a.say("%s: %d bytes, bound in epoch %d, proven as of epoch %d of %s; MAS profile %s",
-		quote(n), r.Entry.Size, r.Entry.Epoch, r.Record.Epoch, clock(r.Record.Time), r.Profile)
+	a.say("%s: %s, bound in epoch %d, proven as of epoch %d of %s; MAS profile %s",
+		quote(n), count(r.Entry.Size, "byte"), r.Entry.Epoch, r.Record.Epoch, clock(r.Record.Time), r.Profile)
 	return a.message(m)
 }
 

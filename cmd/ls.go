@@ -60,11 +60,11 @@ func (a *app) ls(ctx context.Context, prefix string, long bool) error {
 		return err
 	}
 	defer c.Close()
-	count := 0
+	names := 0
 	w := bufio.NewWriter(a.out)
 	defer w.Flush()
 	rec, err := c.List(ctx, string(p), func(n archive.Name, e archive.Entry) error {
-		count++
+		names++
 		return a.listEntry(w, n, e, long)
 	})
 	if flushed := w.Flush(); flushed != nil {
@@ -72,8 +72,8 @@ func (a *app) ls(ctx context.Context, prefix string, long bool) error {
 	}
 	if rec.Epoch > 0 {
 		profile := c.Roster.Profile()
-		a.say("%d names, complete as of epoch %d of %s; MAS profile %s", count, rec.Epoch, clock(rec.Time), profile)
-		err = errors.Join(err, a.message(listing{"listing", count, rec.Epoch, rec.Time, string(profile)}))
+		a.say("%s, complete as of epoch %d of %s; MAS profile %s", count(uint64(names), "name"), rec.Epoch, clock(rec.Time), profile)
+		err = errors.Join(err, a.message(listing{"listing", names, rec.Epoch, rec.Time, string(profile)}))
 	}
 	return err
 }

@@ -151,6 +151,14 @@ func quote[T ~string](s T) string {
 	return string(s)
 }
 
+// count returns a number of things in words.
+func count(n uint64, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
 // isTerminal reports whether a stream is a terminal.
 func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)

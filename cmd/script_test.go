@@ -89,7 +89,7 @@ func (b *portBlocks) take() int {
 func scriptCondition(cond string) (bool, error) {
 	if cond == "swtpm" {
 		_, err := exec.LookPath("swtpm")
-		if err != nil && os.Getenv("BONAFIDE_NEED_SWTPM") != "" {
+		if err != nil && os.Getenv("BONAFIDE_REQUIRE_SWTPM") != "" {
 			return false, fmt.Errorf("swtpm must be here: %w", err)
 		}
 		return err == nil, nil

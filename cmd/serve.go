@@ -134,7 +134,7 @@ func (s *server) announceOne(m member, r *archive.Roster) {
 	entry, _ := r.Replica(m.ID)
 	_ = s.message(serving{"serving", r.ID(), m.dir, "", []uint32{m.ID}})
 	s.say("replica %d of archive %s on %s, in %s", m.ID, quote(r.Name), entry.Address, quote(m.dir))
-	s.say("%s", caution(entry.MAS.Profile))
+	s.say("%s", cautionOf(m, entry.MAS.Profile))
 	s.say("update phases: %s; the first one now", r.Schedule)
 }
 
@@ -144,9 +144,17 @@ func caution(p trust.Profile) string {
 	case trust.ProfileSoftware:
 		return "MAS profile software: no protection from anyone who can write these files"
 	case trust.ProfileLock:
-		return "MAS profile lock: sound as long as every boot runs the operator's own update image first"
+		return "MAS profile lock: sound on real TPMs, as long as every boot runs the operator's own update image first"
 	}
 	return "MAS profile " + string(p)
+}
+
+// cautionOf knows more of a replica on this machine than its profile says.
+func cautionOf(m member, p trust.Profile) string {
+	if m.MAS == masSwtpm {
+		return "MAS profile " + string(p) + ", by a software TPM: no protection from anyone who can write these files"
+	}
+	return caution(p)
 }
 
 // serving announces a server.
@@ -176,10 +184,10 @@ func (s *server) serveTrial(ctx context.Context, t trial, w trialWish) error {
 	if err != nil {
 		return err
 	}
-	return s.run(ctx, r, members, func() { s.announceTrial(t, r, made) })
+	return s.run(ctx, r, members, func() { s.announceTrial(t, r, members, made) })
 }
 
-func (s *server) announceTrial(t trial, r *archive.Roster, made bool) {
+func (s *server) announceTrial(t trial, r *archive.Roster, members []member, made bool) {
 	config := filepath.Join(t.configDir(), configFile)
 	var ids []uint32
 	for _, m := range r.Replicas {
@@ -193,7 +201,7 @@ func (s *server) announceTrial(t trial, r *archive.Roster, made bool) {
 	s.say("%s trial archive of %d replicas in %s", verb, r.N(), quote(t.dir))
 	s.say("client configuration: %s", quote(config))
 	s.say("all on this machine, so a trial of how it works, not of how it protects:")
-	s.say("  %s", caution(r.Profile()))
+	s.say("  %s", cautionOf(members[0], r.Profile()))
 	s.say("update phases: %s; the first one now", r.Schedule)
 	s.say("in another terminal:")
 	for _, rest := range []string{"add notes/a.txt FILE --wait", "get notes/a.txt", "status"} {
