@@ -12,30 +12,47 @@ import (
 	"github.com/bonafide-archive/bonafide/tree"
 )
 
-// Apply adds pairs, in any order, in one transaction that is on disk when it
-// returns; after a crash all of them are there or none. A pair that is there
-// already changes nothing. If a name has another value, there or among pairs,
-// Apply returns ErrBound and adds nothing. It recomputes the chunks that it
-// touches only, and returns ErrDamaged rather than build on one whose old
+// A transaction of Apply takes at most so many pairs, and so many bytes.
+const partRows, partBytes = 1 << 15, 1 << 25
+
+// Apply adds pairs, in any order; they are on disk when it returns. A pair that
+// is there already changes nothing. If a name has another value, there or among
+// pairs, Apply returns ErrBound and adds nothing. It recomputes only the chunks
+// that it touches, and returns ErrDamaged rather than build on one whose old
 // digest is wrong.
+//
+// Up to 32768 pairs of 32 MiB are one transaction: after a crash all of them
+// are there or none. More are added in order, in parts, so that memory stays
+// bounded: after a crash, or an error other than ErrBound, the file may hold
+// the first of them, and is the whole tree of what it holds. Apply with the
+// same pairs again adds the rest.
 func (s *Store) Apply(ctx context.Context, pairs []tree.Pair) (root tree.Hash, count uint64, err error) {
-	pairs, err = sorted(pairs)
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	st, err := s.apply(ctx, pairs)
 	if err != nil {
-		return tree.Hash{}, 0, fmt.Errorf("add names: %w", err)
-	}
-	var st state
-	err = s.update(func(tx *bolt.Tx) error {
-		st, err = apply(ctx, tx, pairs)
-		return err
-	})
-	if err != nil && !errors.Is(err, errNothingNew) {
 		return tree.Hash{}, 0, fmt.Errorf("add names: %w", err)
 	}
 	return st.root, st.count, nil
 }
 
-// errNothingNew rolls back a transaction that would change nothing.
-var errNothingNew = errors.New("nothing new")
+func (s *Store) apply(ctx context.Context, pairs []tree.Pair) (st state, err error) {
+	if pairs, err = sorted(pairs); err != nil {
+		return st, err
+	}
+	part, rest := s.cut(pairs)
+	if len(rest) > 0 {
+		if err := s.checkBound(ctx, pairs); err != nil {
+			return st, err
+		}
+	}
+	st, err = s.applyPart(ctx, part)
+	for err == nil && len(rest) > 0 {
+		part, rest = s.cut(rest)
+		st, err = s.applyPart(ctx, part)
+	}
+	return st, err
+}
 
 // sorted returns pairs in order and without repetition.
 func sorted(pairs []tree.Pair) ([]tree.Pair, error) {
@@ -44,8 +61,11 @@ func sorted(pairs []tree.Pair) ([]tree.Pair, error) {
 			return nil, err
 		}
 	}
+	byName := func(a, b tree.Pair) int { return bytes.Compare(a.Name, b.Name) }
 	pairs = slices.Clone(pairs)
-	slices.SortFunc(pairs, func(a, b tree.Pair) int { return bytes.Compare(a.Name, b.Name) })
+	if !slices.IsSortedFunc(pairs, byName) {
+		slices.SortFunc(pairs, byName)
+	}
 	for i := 1; i < len(pairs); i++ {
 		a, b := pairs[i-1], pairs[i]
 		if bytes.Equal(a.Name, b.Name) && !bytes.Equal(a.Val, b.Val) {
@@ -55,60 +75,93 @@ func sorted(pairs []tree.Pair) ([]tree.Pair, error) {
 	return slices.CompactFunc(pairs, func(a, b tree.Pair) bool { return bytes.Equal(a.Name, b.Name) }), nil
 }
 
-// change is an item of some level that is new or has a new digest.
-type change struct {
-	name   []byte // nil: the first chunk of its level
-	now    tree.Hash
-	height int // of its first leaf; known if the item is new
-	fresh  bool
-	old    tree.Hash // unless fresh
+// cut splits off what is added in one transaction.
+func (s *Store) cut(pairs []tree.Pair) (part, rest []tree.Pair) {
+	n := 0
+	for size := 0; n < len(pairs) && n < s.partRows && size < partBytes; n++ {
+		size += len(pairs[n].Name) + len(pairs[n].Val)
+	}
+	return pairs[:n], pairs[n:]
 }
 
-func apply(ctx context.Context, tx *bolt.Tx, pairs []tree.Pair) (state, error) {
-	r, err := newReader(tx)
+// checkBound returns ErrBound if any of the names has another value.
+func (s *Store) checkBound(ctx context.Context, pairs []tree.Pair) error {
+	rs, err := s.snapshot()
+	if err != nil {
+		return err
+	}
+	defer rs.close()
+	if err := rs.init(); err != nil {
+		return err
+	}
+	blocks := slices.Collect(slices.Chunk(pairs, planItems))
+	return rs.each(ctx, len(blocks), func(r *reader, i int) error {
+		for _, p := range blocks[i] {
+			if v := r.leaves.Get(p.Name); v != nil && !bytes.Equal(v, p.Val) {
+				return fmt.Errorf("%w: %q", ErrBound, p.Name)
+			}
+		}
+		return nil
+	})
+}
+
+// errNothingNew rolls back a transaction that would change nothing.
+var errNothingNew = errors.New("nothing new")
+
+func (s *Store) applyPart(ctx context.Context, pairs []tree.Pair) (st state, err error) {
+	err = s.update(func(tx *bolt.Tx) (err error) {
+		st, err = s.applyTo(ctx, tx, pairs)
+		return err
+	})
+	if errors.Is(err, errNothingNew) {
+		err = nil
+	}
+	return st, err
+}
+
+// applyTo puts the pairs while their digests are planned on a snapshot of what
+// was there before.
+func (s *Store) applyTo(ctx context.Context, tx *bolt.Tx, pairs []tree.Pair) (state, error) {
+	w, err := newReader(tx)
 	if err != nil {
 		return state{}, err
 	}
-	changes, err := r.putLeaves(pairs)
+	if len(pairs) == 0 {
+		return w.state, errNothingNew
+	}
+	p, err := s.startPlan(ctx, pairs)
 	if err != nil {
 		return state{}, err
 	}
-	if len(changes) == 0 {
-		return r.state, errNothingNew
+	defer p.close()
+	if err := w.putLeaves(ctx, pairs); err != nil {
+		return state{}, err
 	}
-	now := state{count: r.state.count + uint64(len(changes))}
-	for top := false; !top; now.levels++ {
-		if changes, err = r.level(ctx, now.levels, changes); err != nil {
+	if err := p.wait(); err != nil {
+		return w.state, err
+	}
+	for l, chunks := range p.chunks {
+		if err := w.putChunks(l, chunks); err != nil {
 			return state{}, err
 		}
-		if top, err = r.single(now.levels); err != nil {
-			return state{}, err
-		}
 	}
-	now.root = tree.RootHash(now.count, changes[0].now)
-	return now, putState(tx, now)
+	return p.now, putState(tx, p.now)
 }
 
-// putLeaves stores the pairs that are new and returns them as changes.
-func (r *reader) putLeaves(pairs []tree.Pair) ([]change, error) {
-	if last, _ := r.leaves.Cursor().Last(); len(pairs) > 0 && bytes.Compare(last, pairs[0].Name) < 0 {
+// putLeaves puts all pairs; the plan finds those that were there.
+func (r *reader) putLeaves(ctx context.Context, pairs []tree.Pair) error {
+	if last, _ := r.leaves.Cursor().Last(); bytes.Compare(last, pairs[0].Name) < 0 {
 		r.leaves.FillPercent = sortedFill
 	}
-	var changes []change
-	for _, p := range pairs {
-		v := r.leaves.Get(p.Name)
-		switch {
-		case v == nil:
-			d := tree.LeafHash(p.Name, p.Val)
-			changes = append(changes, change{name: p.Name, now: d, height: tree.Height(d), fresh: true})
-			if err := r.leaves.Put(p.Name, notNil(p.Val)); err != nil {
-				return nil, err
-			}
-		case !bytes.Equal(v, p.Val):
-			return nil, fmt.Errorf("%w: %q", ErrBound, p.Name)
+	for i, p := range pairs {
+		if i%planItems == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := r.leaves.Put(p.Name, notNil(p.Val)); err != nil {
+			return fmt.Errorf("%w: %q: %w", ErrDamaged, p.Name, err)
 		}
 	}
-	return changes, nil
+	return nil
 }
 
 // notNil is for bbolt, which reads a nil value back as none.
@@ -119,159 +172,17 @@ func notNil(val []byte) []byte {
 	return val
 }
 
-// level recomputes the chunks of level l that hold the changed items, and
-// returns the chunks that changed.
-func (r *reader) level(ctx context.Context, l int, items []change) (chunks []change, err error) {
+// putChunks stores the digests of changed chunks of level l.
+func (r *reader) putChunks(l int, chunks []change) error {
 	b, err := r.tx.CreateBucketIfNotExists(chunksBucket(l))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for len(items) > 0 {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		c, s, err := r.chunkOf(b, l, items[0].name)
-		if err != nil {
-			return nil, err
-		}
-		n := 1
-		for n < len(items) && s.before(items[n].name) {
-			n++
-		}
-		if chunks, err = r.split(l, c, s, items[:n], chunks); err != nil {
-			return nil, err
-		}
-		items = items[n:]
-	}
-	return chunks, putChunks(b, chunks)
-}
-
-// chunkOf finds the chunk of level l that holds name, and its span.
-func (r *reader) chunkOf(b *bolt.Bucket, l int, name []byte) (change, span, error) {
-	if l >= r.state.levels {
-		return change{fresh: true}, span{}, nil
-	}
-	c := b.Cursor()
-	key := chunkKey(name)
-	k, v := c.Seek(key)
-	if k == nil {
-		k, v = c.Last()
-	} else if !bytes.Equal(k, key) {
-		k, v = c.Prev()
-	}
-	it, err := chunkRow(k, v)
-	if err != nil {
-		return change{}, span{}, err
-	}
-	s := span{from: bytes.Clone(it.name)}
-	if k, v := c.Next(); k != nil {
-		next, err := chunkRow(k, v)
-		if err != nil {
-			return change{}, span{}, err
-		}
-		s.to = bytes.Clone(next.name)
-	}
-	return change{name: s.from, old: it.digest}, s, nil
-}
-
-// split recomputes one chunk c of level l: it may have become several, which
-// it appends to chunks. What c was before must be what its row says.
-func (r *reader) split(l int, c change, s span, items []change, chunks []change) ([]change, error) {
-	sp := splitter{level: l, open: c, items: items, chunks: chunks}
-	if err := r.items(l, s, sp.add); err != nil {
-		return nil, err
-	}
-	if len(sp.items) > 0 {
-		return nil, fmt.Errorf("%w: no row %q", ErrDamaged, sp.items[0].name)
-	}
-	sp.close()
-	return sp.chunks, r.checkOld(l, c, &sp.old)
-}
-
-// checkOld compares what a chunk was with its row, and the top with the root.
-func (r *reader) checkOld(l int, c change, old *tree.Fold) error {
-	was := old.Sum()
-	switch {
-	case r.state.levels == 0:
-		if l == 0 && old.Len() > 0 {
-			return fmt.Errorf("%w: leaves in an empty tree", ErrDamaged)
-		}
-	case l < r.state.levels && was != c.old:
-		return fmt.Errorf("%w: chunk %q of level %d", ErrDamaged, c.name, l)
-	case l == r.state.levels-1 && tree.RootHash(r.state.count, was) != r.state.root:
-		return fmt.Errorf("%w: stored root", ErrDamaged)
-	}
-	return nil
-}
-
-// splitter cuts the items of one former chunk into chunks.
-type splitter struct {
-	level  int
-	items  []change // changed items to come
-	now    tree.Fold
-	old    tree.Fold // the former chunk,
-	forked bool      // once it differs from now
-	open   change    // the chunk that now digests
-	chunks []change
-}
-
-func (sp *splitter) add(it item) error {
-	c := sp.match(it)
-	cut := c.height > sp.level && sp.now.Len() > 0
-	if !sp.forked && (cut || c.fresh || c.old != it.digest) {
-		sp.old, sp.forked = sp.now.Clone(), true
-	}
-	if sp.forked && !c.fresh {
-		sp.old.Add(c.old)
-	}
-	if cut {
-		sp.close()
-		sp.open = change{name: bytes.Clone(it.name), height: c.height, fresh: true}
-		sp.now.Reset()
-	}
-	sp.now.Add(it.digest)
-	return nil
-}
-
-// match returns what changed about it. The height of a chunk that is not new
-// does not matter: it begins the chunk above already, or it never does.
-func (sp *splitter) match(it item) change {
-	c := change{old: it.digest}
-	if len(sp.items) > 0 && bytes.Equal(sp.items[0].name, it.name) {
-		c = sp.items[0]
-		sp.items = sp.items[1:]
-	}
-	if sp.level == 0 {
-		c.height = tree.Height(it.digest)
-	}
-	return c
-}
-
-func (sp *splitter) close() {
-	sp.open.now = sp.now.Sum()
-	sp.chunks = append(sp.chunks, sp.open)
-}
-
-// putChunks stores the digests of changed chunks.
-func putChunks(b *bolt.Bucket, chunks []change) error {
-	for _, c := range chunks {
-		if err := b.Put(chunkKey(c.name), bytes.Clone(c.now[:])); err != nil {
-			return err
+	for i := range chunks {
+		c := &chunks[i]
+		if err := b.Put(chunkKey(c.name), c.now[:]); err != nil {
+			return fmt.Errorf("%w: chunk %q: %w", ErrDamaged, c.name, err)
 		}
 	}
 	return nil
-}
-
-// single says whether level l has one chunk only.
-func (r *reader) single(l int) (bool, error) {
-	b, err := r.chunks(l)
-	if err != nil {
-		return false, err
-	}
-	c := b.Cursor()
-	if k, _ := c.First(); k == nil {
-		return false, fmt.Errorf("%w: level %d is empty", ErrDamaged, l)
-	}
-	k, _ := c.Next()
-	return k == nil, nil
 }

@@ -25,6 +25,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -72,12 +73,15 @@ type Store struct {
 	db     *bolt.DB
 	file   *os.File    // the same file as in db
 	broken atomic.Bool // a write ended in a panic: db is not to be written or closed again
+
+	applying sync.Mutex // held by Apply
+	partRows int
 }
 
 // Open opens the tree at path, which it makes, empty, if there is none and
 // the options do not forbid it. It believes nothing it reads; see Audit.
 func Open(path string, o Options) (*Store, error) {
-	s := &Store{}
+	s := &Store{partRows: partRows}
 	err := guard(func() (err error) {
 		s.db, err = bolt.Open(path, 0o600, s.boltOptions(o))
 		return openError(err)

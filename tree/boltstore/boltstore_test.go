@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -134,6 +135,64 @@ func TestApplyTwice(t *testing.T) {
 	}
 	if _, ok, err := s.Get([]byte("new")); ok || err != nil {
 		t.Errorf("a refused batch left a name: %v, %v", ok, err)
+	}
+	sound(t, s, root)
+}
+
+// fading is a context that ends when it was asked often enough.
+type fading struct {
+	context.Context
+	left atomic.Int64
+}
+
+func (f *fading) Err() error {
+	if f.left.Add(-1) < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestApplyInParts interrupts a batch of several parts at many moments: the
+// file is the tree of its first pairs, and the same batch again completes it.
+func TestApplyInParts(t *testing.T) {
+	all, err := sorted(pairsOf(0, 1000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, partial := reference(t, all).Root(), 0
+	for moment := int64(0); moment < 120; moment += 4 {
+		s := open(t, filepath.Join(t.TempDir(), "tree"))
+		s.partRows = 90
+		ctx := &fading{Context: t.Context()}
+		ctx.left.Store(moment)
+		_, _, err := s.Apply(ctx, pairsOf(0, 1000))
+		n, _ := s.Count()
+		if err != nil && !errors.Is(err, context.Canceled) || err == nil && n != 1000 || n < 1000 && n%90 != 0 {
+			t.Fatalf("at %d: %d pairs, %v", moment, n, err)
+		}
+		if n > 0 && n < 1000 {
+			partial++
+		}
+		sound(t, s, reference(t, all[:n]).Root())
+		if root := apply1(t, s, pairsOf(0, 1000)); root != want {
+			t.Errorf("at %d: another root", moment)
+		}
+		sound(t, s, want)
+		s.Close()
+	}
+	if partial < 5 {
+		t.Errorf("only %d batches were interrupted between parts", partial)
+	}
+}
+
+// TestBoundInLastPart: nothing is added when the last part has a bound name.
+func TestBoundInLastPart(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "tree"))
+	s.partRows = 10
+	root := apply1(t, s, []tree.Pair{{Name: []byte("z"), Val: []byte("1")}})
+	batch := append(pairsOf(0, 100), tree.Pair{Name: []byte("z"), Val: []byte("2")})
+	if _, _, err := s.Apply(t.Context(), batch); !errors.Is(err, ErrBound) {
+		t.Errorf("got %v, want %v", err, ErrBound)
 	}
 	sound(t, s, root)
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/bonafide-archive/bonafide/tree"
 )
 
-const crashEnv = "BOLTSTORE_TEST_CRASH"
+const crashEnv, partEnv = "BOLTSTORE_TEST_CRASH", "BOLTSTORE_TEST_PART"
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(crashEnv); path != "" {
@@ -44,6 +44,9 @@ func applyForever(path string) {
 		fmt.Println("error", err)
 		os.Exit(1)
 	}
+	if part, err := strconv.Atoi(os.Getenv(partEnv)); err == nil {
+		s.partRows = part
+	}
 	n, _ := s.Count()
 	for k := int(n) / crashBatch; ; k++ {
 		fmt.Println("begin", k)
@@ -56,27 +59,47 @@ func applyForever(path string) {
 }
 
 // TestKill kills the child with -9 in the midst of its work, again and again:
-// the file holds whole batches only, all that were acknowledged among them.
+// the file holds whole batches only, all that were acknowledged among them; or,
+// of a batch that is added in parts, the first parts.
 func TestKill(t *testing.T) {
+	for _, part := range []int{crashBatch, crashBatch / 3} {
+		t.Run(fmt.Sprint(part), func(t *testing.T) { kills(t, part) })
+	}
+}
+
+func kills(t *testing.T, part int) {
+	t.Setenv(partEnv, strconv.Itoa(part))
 	path := filepath.Join(t.TempDir(), "tree")
 	r := rand.New(rand.NewPCG(3, 3))
-	h := &tree.Memory{}
-	applied := 0
-	for round := range 25 {
+	for round := range 20 {
 		acknowledged := killed(t, path, 1+r.IntN(4), time.Duration(r.IntN(12000))*time.Microsecond)
 		s := open(t, path)
 		count, err := s.Count()
-		if err != nil || count%crashBatch != 0 || int(count)/crashBatch <= acknowledged {
+		if err != nil || int(count)%part != 0 || int(count)/crashBatch <= acknowledged {
 			t.Fatalf("round %d: %d names, batch %d acknowledged, %v", round, count, acknowledged, err)
 		}
-		for ; applied < int(count)/crashBatch; applied++ {
-			for _, p := range batchOf(applied) {
-				_ = h.Put(p.Name, p.Val)
-			}
-		}
-		sound(t, s, h.Root())
+		sound(t, s, expected(t, int(count)))
 		s.Close()
 	}
+}
+
+// expected is the root after count pairs: whole batches, and the first pairs of
+// one more.
+func expected(t *testing.T, count int) tree.Hash {
+	t.Helper()
+	m := &tree.Memory{}
+	for k := 0; count > 0; k++ {
+		ps, err := sorted(batchOf(k))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := min(count, len(ps))
+		for _, p := range ps[:n] {
+			_ = m.Put(p.Name, p.Val)
+		}
+		count -= n
+	}
+	return m.Root()
 }
 
 // killed runs the child until `begins` batches have begun, and kills it after

@@ -19,15 +19,18 @@ type reader struct {
 }
 
 func newReader(tx *bolt.Tx) (*reader, error) {
-	st, err := getState(tx)
-	if err != nil {
-		return nil, err
+	r := &reader{tx: tx}
+	return r, r.init()
+}
+
+func (r *reader) init() (err error) {
+	if r.state, err = getState(r.tx); err != nil {
+		return err
 	}
-	leaves := tx.Bucket(leavesBucket)
-	if leaves == nil {
-		return nil, fmt.Errorf("%w: no leaves", ErrDamaged)
+	if r.leaves = r.tx.Bucket(leavesBucket); r.leaves == nil {
+		return fmt.Errorf("%w: no leaves", ErrDamaged)
 	}
-	return &reader{tx: tx, leaves: leaves, state: st}, nil
+	return nil
 }
 
 func (r *reader) chunks(l int) (*bolt.Bucket, error) {
@@ -46,11 +49,13 @@ type item struct {
 }
 
 // chunkKey is the key of the chunk that begins with name, nil for the first.
-func chunkKey(name []byte) []byte {
+func chunkKey(name []byte) []byte { return appendKey(nil, name) }
+
+func appendKey(key, name []byte) []byte {
 	if name == nil {
-		return []byte{0}
+		return append(key, 0)
 	}
-	return append([]byte{1}, name...)
+	return append(append(key, 1), name...)
 }
 
 // chunkRow undoes chunkKey and checks the row's form.
