@@ -194,17 +194,18 @@ func (p *Pending) takeRows(path string) (damage, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return errors.Join(damage, p.takeUploads(old)), nil
+	lost, err := p.takeUploads(old)
+	return errors.Join(damage, lost), err
 }
 
 // copyBatch is how many submissions are copied in one transaction.
 const copyBatch = 256
 
 // takeUploads copies what is known of uploads. It is only of use, not needed.
-func (p *Pending) takeUploads(old *Pending) error {
+func (p *Pending) takeUploads(old *Pending) (damage, err error) {
 	all := make(map[archive.Digest]upload)
-	damage := old.eachUpload(func(d archive.Digest, u upload) error { all[d] = u; return nil })
-	err := p.update(func(tx *bbolt.Tx) error {
+	damage = old.eachUpload(func(d archive.Digest, u upload) error { all[d] = u; return nil })
+	err = p.update(func(tx *bbolt.Tx) error {
 		for d, u := range all {
 			if err := tx.Bucket(uploadsBucket).Put(d[:], u.bytes()); err != nil {
 				return err
@@ -213,7 +214,7 @@ func (p *Pending) takeUploads(old *Pending) error {
 		}
 		return nil
 	})
-	return errors.Join(damage, err)
+	return damage, err
 }
 
 // load makes the buckets, and the counts from the rows.
