@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -39,7 +40,7 @@ func TestScript(t *testing.T) {
 		Condition:           scriptCondition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await": await, "status": expectStatus, "flip": flipByte, "pid": pidOf, "signal": signalPid, "field": field, "interrupt": interrupt,
-			"keep": keepState, "rollback": rollBackState,
+			"eventually": eventually, "keep": keepState, "rollback": rollBackState,
 		},
 	})
 }
@@ -157,20 +158,32 @@ func expectStatus(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: status N ARGS...")
 	}
-	err := ts.Exec("bonafide", args[1:]...)
-	got := 0
-	if exit := (*exec.ExitError)(nil); err != nil {
-		if e, ok := err.(*exec.ExitError); ok {
-			exit = e
-		}
-		if exit == nil {
-			ts.Fatalf("bonafide: %v", err)
-		}
-		got = exit.ExitCode()
-	}
-	if strconv.Itoa(got) != args[0] {
+	if got := statusOfRun(ts, args[1:]); strconv.Itoa(got) != args[0] {
 		ts.Fatalf("bonafide %v: exit status %d, want %s", args[1:], got, args[0])
 	}
+}
+
+// eventually N ARGS... runs bonafide until it ends with that exit status.
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	got := -1
+	for end := time.Now().Add(scriptLimit); time.Now().Before(end); <-time.After(100 * time.Millisecond) {
+		if got = statusOfRun(ts, args[1:]); strconv.Itoa(got) == args[0] {
+			return
+		}
+	}
+	ts.Fatalf("bonafide %v: exit status %d, want %s", args[1:], got, args[0])
+}
+
+func statusOfRun(ts *testscript.TestScript, args []string) int {
+	err := ts.Exec("bonafide", args...)
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		ts.Fatalf("bonafide: %v", err)
+	}
+	if exit == nil {
+		return 0
+	}
+	return exit.ExitCode()
 }
 
 // interrupt TEXT ARGS... runs bonafide until TEXT stands on its stderr, sends
