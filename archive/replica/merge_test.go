@@ -142,7 +142,7 @@ func TestMergeIsNaiveMerge(t *testing.T) {
 				s.Archive = archive.Digest{1}
 			}
 			for _, n := range rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "a/b", "ab", "b", "c", "z"}), 1, 3, rapid.ID[string]).Draw(t, "names") {
-				size := rapid.Uint64Range(0, 9).Draw(t, "size")
+				size := rapid.SampledFrom([]uint64{1, 9}).Draw(t, "size")
 				s.Bindings = append(s.Bindings, archive.Binding{Name: archive.Name(n), Content: archive.Content{Size: size, Digest: archive.Digest{byte(rapid.IntRange(0, 2).Draw(t, "digest"))}}})
 			}
 			slices.SortFunc(s.Bindings, func(a, b archive.Binding) int { return cmp.Compare(a.Name, b.Name) })
@@ -208,6 +208,8 @@ func TestMergeRules(t *testing.T) {
 		{"a tie goes to the lower", [][]archive.Submission{{sub(0, at, "n", 2)}, {sub(0, at, "n", 1)}}, nil, "n=1"},
 		{"one proposal does not count twice", [][]archive.Submission{
 			{sub(0, at, "n", 2), sub(0, at.Add(-time.Second), "n", 2)}, {sub(0, at, "n", 1)}}, nil, "n=1"},
+		{"proposals of one value in different submissions add up", [][]archive.Submission{
+			{sub(0, at, "n", 2)}, {sub(0, at.Add(-time.Second), "n", 2)}, {sub(0, at, "n", 1)}}, nil, "n=2"},
 		{"a bound name keeps its entry", [][]archive.Submission{{sub(0, at, "m", 1), sub(0, at, "n", 1)}},
 			[]tree.Pair{{Name: []byte("a")}, {Name: []byte("m")}, {Name: []byte("z")}}, "n=1"},
 		{"outside its prefixes", [][]archive.Submission{{sub(1, at, "b", 1), sub(1, at, "ab", 1)}}, nil, "ab=1"},
