@@ -251,6 +251,13 @@ func (t *tour) once() error {
 
 // damage spoils what one replica has on its disk.
 func (t *tour) damage() error {
+	t.tell("Each replica can check all it holds.")
+	if err := t.settle(); err != nil {
+		return err
+	}
+	if err := t.run(exitDone, "audit"); err != nil {
+		return err
+	}
 	t.tell("Spoil one replica's disk: a bit of a content, and a bit of its tree.")
 	const id = 2
 	content, err := t.describe(t.ctx, t.files[0].path)
@@ -261,10 +268,24 @@ func (t *tour) damage() error {
 		return err
 	}
 	t.tell("The audit reads the disk, not what it remembers, and fetches good copies from\nthe others, whom it need not trust.")
-	if err := t.run(exitDone, "audit", "--repair"); err != nil {
-		return err
+	return t.run(exitDone, "audit", "--repair")
+}
+
+// settle waits until the replicas have done the audit that they begin to serve
+// with, which would repair what the tour wants to show.
+func (t *tour) settle() error {
+	ctx, cancel := context.WithTimeout(t.ctx, tourLimit)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for t.command("audit").Run() != nil {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("replicas keep auditing: %w", ctx.Err())
+		}
 	}
-	return t.run(exitDone, "audit")
+	return nil
 }
 
 // spoil flips a bit in every file of the replica's store that holds the digest
