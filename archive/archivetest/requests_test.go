@@ -385,10 +385,10 @@ var hello = func() []byte {
 	return buf[:n]
 }()
 
-// vandal connects again and again, four times at once, says its line and stays.
+// vandal connects again and again, three times at once, says its line and stays.
 func vandal(ctx context.Context, address string, talk []byte) {
 	var all sync.WaitGroup
-	for range 4 {
+	for range 3 {
 		all.Go(func() {
 			for ctx.Err() == nil {
 				conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
@@ -427,6 +427,6 @@ func chatterer(ctx context.Context, m archive.Replica) {
 func breathe(ctx context.Context) {
 	select {
 	case <-ctx.Done():
-	case <-time.After(20 * time.Millisecond):
+	case <-time.After(50 * time.Millisecond):
 	}
 }
