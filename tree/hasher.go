@@ -21,6 +21,9 @@ func (f *Fold) Reset() { f.n, f.spine = 0, f.spine[:0] }
 // Clone returns an independent copy.
 func (f *Fold) Clone() Fold { return Fold{f.n, slices.Clone(f.spine)} }
 
+// Set makes f an independent copy of g.
+func (f *Fold) Set(g *Fold) { f.n, f.spine = g.n, append(f.spine[:0], g.spine...) }
+
 // Add appends d.
 func (f *Fold) Add(d Hash) {
 	for k := f.n; k&1 == 1; k >>= 1 {

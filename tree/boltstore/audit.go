@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -39,13 +41,16 @@ func bound(name []byte, none string) string {
 // the tree with that root is there and found, and no other. The error says
 // why the audit could not be finished, never what it found.
 func (s *Store) Audit(ctx context.Context, want tree.Hash) ([]Damage, error) {
-	a := auditor{ctx: ctx, want: want}
-	err := s.view(func(tx *bolt.Tx) error {
-		if err := a.pages(s, tx); err != nil {
-			return err
-		}
-		return a.run(tx)
-	})
+	rs, err := s.snapshot()
+	if err != nil {
+		return nil, fmt.Errorf("audit tree: %w", err)
+	}
+	defer rs.close()
+	a := auditor{ctx: ctx, want: want, rs: rs}
+	err = guard(func() error { return a.pages(s, rs[0].tx) })
+	if err == nil {
+		err = guard(a.run)
+	}
 	if errors.Is(err, ErrDamaged) {
 		a.report(span{}, 0, err)
 		err = nil
@@ -57,22 +62,27 @@ func (s *Store) Audit(ctx context.Context, want tree.Hash) ([]Damage, error) {
 }
 
 type auditor struct {
-	ctx     context.Context
-	want    tree.Hash
-	r       *reader
-	rows    [][]item // the chunks of each level
-	count   uint64
+	ctx  context.Context
+	want tree.Hash
+	rs   snapshot
+	r    *reader  // one of rs
+	rows [][]item // the chunks of each level
+
+	count   atomic.Uint64
+	mu      sync.Mutex // guards damages
 	damages []Damage
 }
 
 func (a *auditor) report(s span, l int, reason error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.damages = append(a.damages, Damage{bytes.Clone(s.from), bytes.Clone(s.to), l, reason.Error()})
 }
 
 // merged returns the damages sorted, those of one level that meet as one.
 func merged(ds []Damage) (out []Damage) {
 	slices.SortStableFunc(ds, func(a, b Damage) int {
-		return cmp.Or(cmp.Compare(a.Level, b.Level), bytes.Compare(a.From, b.From))
+		return cmp.Or(cmp.Compare(a.Level, b.Level), bytes.Compare(a.From, b.From), cmp.Compare(a.Reason, b.Reason))
 	})
 	for _, d := range ds {
 		n := len(out) - 1
@@ -87,10 +97,11 @@ func merged(ds []Damage) (out []Damage) {
 	return out
 }
 
-func (a *auditor) run(tx *bolt.Tx) (err error) {
-	if a.r, err = newReader(tx); err != nil {
+func (a *auditor) run() error {
+	a.r = a.rs[0]
+	if err := a.rs.init(); err != nil {
 		a.report(span{}, maxLevels, err)
-		return a.pairs(tx)
+		return a.pairs(a.r.tx)
 	}
 	for l := range a.r.state.levels {
 		a.rows = append(a.rows, a.readRows(l))
@@ -104,7 +115,7 @@ func (a *auditor) run(tx *bolt.Tx) (err error) {
 		a.report(span{}, maxLevels, fmt.Errorf("%w: stored root, count or levels", ErrDamaged))
 	}
 	if len(a.damages) > 0 {
-		return a.pairs(tx)
+		return a.pairs(a.r.tx)
 	}
 	return nil
 }
@@ -156,25 +167,33 @@ func (a *auditor) level(l int) error {
 	if len(rows) == 0 && l == 0 {
 		rows = []item{{}}
 	}
-	for i, row := range rows {
-		if err := a.ctx.Err(); err != nil {
-			return err
+	blocks := (len(rows) + auditChunks - 1) / auditChunks
+	return a.rs.each(a.ctx, blocks, func(r *reader, k int) error {
+		for i := k * auditChunks; i < min((k+1)*auditChunks, len(rows)); i++ {
+			a.row(r, l, rows, i)
 		}
-		s := span{from: row.name}
-		if i+1 < len(rows) {
-			s.to = rows[i+1].name
-		}
-		if err := guard(func() error { return a.chunk(l, s, row.digest) }); err != nil {
-			a.report(s, l, err)
-		}
+		return nil
+	})
+}
+
+// auditChunks is how many chunks one processor takes at a time.
+const auditChunks = 16
+
+func (a *auditor) row(r *reader, l int, rows []item, i int) {
+	s := span{from: rows[i].name}
+	if i+1 < len(rows) {
+		s.to = rows[i+1].name
 	}
-	return nil
+	if err := guard(func() error { return a.chunk(r, l, s, rows[i].digest) }); err != nil {
+		a.report(s, l, err)
+	}
 }
 
 // chunk recomputes one chunk from the items of its level as they are stored.
-func (a *auditor) chunk(l int, s span, want tree.Hash) error {
-	var fold tree.Fold
-	err := a.r.items(l, s, func(it item) error {
+func (a *auditor) chunk(r *reader, l int, s span, want tree.Hash) error {
+	fold := &r.fold
+	fold.Reset()
+	err := r.items(l, s, func(it item) error {
 		if l == 0 && fold.Len() > 0 && tree.Height(it.digest) > 0 {
 			return fmt.Errorf("%w: %q does not begin a chunk", ErrDamaged, it.name)
 		}
@@ -185,7 +204,7 @@ func (a *auditor) chunk(l int, s span, want tree.Hash) error {
 		return err
 	}
 	if l == 0 {
-		a.count += fold.Len()
+		a.count.Add(fold.Len())
 	}
 	if fold.Sum() != want {
 		return fmt.Errorf("%w: chunk of level %d has another digest", ErrDamaged, l)
@@ -195,7 +214,7 @@ func (a *auditor) chunk(l int, s span, want tree.Hash) error {
 
 // right compares what is left when everything within the file agrees.
 func (a *auditor) right() bool {
-	if st := a.r.state; st.root != a.want || st.count != a.count {
+	if st := a.r.state; st.root != a.want || st.count != a.count.Load() {
 		return false
 	}
 	if len(a.rows) == 0 {
@@ -203,5 +222,5 @@ func (a *auditor) right() bool {
 		return k == nil && a.want == tree.EmptyRoot()
 	}
 	top := a.rows[len(a.rows)-1]
-	return len(top) == 1 && tree.RootHash(a.count, top[0].digest) == a.want
+	return len(top) == 1 && tree.RootHash(a.r.state.count, top[0].digest) == a.want
 }

@@ -106,21 +106,24 @@ func branchOf(t *testing.T, b []byte) int {
 	return 0
 }
 
-// TestCircle: a branch that leads to itself is refused at once; a search in
-// it would overflow the stack.
+// TestCircle: a branch of which any child is the branch itself is refused at
+// once; a search in it would overflow the stack.
 func TestCircle(t *testing.T) {
 	path, _ := builtFile(t, 3000)
-	b, err := os.ReadFile(path)
+	whole, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := branchOf(t, b)
-	binary.LittleEndian.PutUint64(b[at+pageHeader+8:], uint64(at/pageSize))
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(path, Options{ReadOnly: true}); !errors.Is(err, ErrDamaged) {
-		t.Errorf("got %v, want %v", err, ErrDamaged)
+	at := branchOf(t, whole)
+	for child := range page(whole[at:]).count() {
+		b := slices.Clone(whole)
+		binary.LittleEndian.PutUint64(b[at+pageHeader+child*element+8:], uint64(at/pageSize))
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(path, Options{ReadOnly: true}); !errors.Is(err, ErrDamaged) {
+			t.Errorf("child %d: got %v, want %v", child, err, ErrDamaged)
+		}
 	}
 }
 

@@ -18,12 +18,15 @@
 package boltstore
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -297,6 +300,24 @@ func (s *Store) Get(name []byte) (val []byte, ok bool, err error) {
 // ErrDamaged where the file cannot be read on. It proves nothing. fn must not
 // call Apply or Close.
 func (s *Store) Walk(ctx context.Context, from []byte, fn func(name, val []byte) error) error {
+	b := &batch{apart: true}
+	next := func() (*batch, error) {
+		b.empty()
+		return b, ctx.Err()
+	}
+	return s.blocks(from, next, func(b *batch) error {
+		for _, p := range b.pairs {
+			if err := fn(p.Name, p.Val); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// blocks reads all pairs from `from` on, as of one moment, into batches from
+// next, and hands them to fn; those before a damaged place, too.
+func (s *Store) blocks(from []byte, next func() (*batch, error), fn func(*batch) error) error {
 	var tx *bolt.Tx
 	err := guard(func() (err error) {
 		tx, err = s.db.Begin(false)
@@ -306,32 +327,33 @@ func (s *Store) Walk(ctx context.Context, from []byte, fn func(name, val []byte)
 		return err
 	}
 	defer tx.Rollback()
-	for b := (block{from: from}); !b.last; {
-		if err := ctx.Err(); err != nil {
+	for p := (place{from: bytes.Clone(from)}); !p.last; {
+		b, err := next()
+		if err != nil {
 			return err
 		}
-		damage := guard(func() error { return b.read(tx) })
-		if err := b.each(fn); err != nil {
+		damage := guard(func() error { return p.read(tx, b) })
+		if err := cmp.Or(fn(b), damage); err != nil {
 			return err
-		}
-		if damage != nil {
-			return damage
 		}
 	}
 	return nil
 }
 
 // Rehash computes root and count from the pairs alone, or from those that
-// keep wants; it believes no stored digest.
+// keep wants; it believes no stored digest. It calls keep in order, and makes
+// digests on all processors meanwhile; keep must not keep what it gets.
 func (s *Store) Rehash(ctx context.Context, keep func(name, val []byte) bool) (tree.Hash, uint64, error) {
 	h := tree.NewHasher()
-	err := s.Walk(ctx, nil, func(name, val []byte) error {
-		if keep != nil && !keep(name, val) {
-			return nil
+	l := newLine(ctx, func(b *batch) error { return b.addTo(h) })
+	err := s.blocks(nil, l.next, func(b *batch) error {
+		if keep != nil {
+			b.pairs = slices.DeleteFunc(b.pairs, func(p tree.Pair) bool { return !keep(p.Name, p.Val) })
 		}
-		return h.Add(name, val)
+		l.put(b)
+		return nil
 	})
-	if err != nil {
+	if err = l.end(err); err != nil {
 		return tree.Hash{}, 0, err
 	}
 	return h.Root(), h.Count(), nil

@@ -2,6 +2,7 @@ package boltstore
 
 import (
 	"context"
+	"fmt"
 	"runtime"
 	"sync"
 
@@ -10,28 +11,39 @@ import (
 
 const batchRows, batchBytes = 512, 1 << 17
 
-// batch is a run of copied pairs on its way through a line.
+// batch is a run of copied pairs.
 type batch struct {
-	mem     []byte // what the pairs are copied to
 	pairs   []tree.Pair
+	size    int    // of the pairs
+	apart   bool   // each pair has memory of its own
+	mem     []byte // else they lie here
 	digests []tree.Hash
 	hashed  chan struct{}
 }
 
-func (b *batch) full() bool { return len(b.pairs) >= batchRows || len(b.mem) >= batchBytes }
+func (b *batch) full() bool { return len(b.pairs) >= batchRows || b.size >= batchBytes }
 
-func (b *batch) empty() { b.mem, b.pairs = b.mem[:0], b.pairs[:0] }
+func (b *batch) empty() { b.mem, b.pairs, b.size = b.mem[:0], b.pairs[:0], 0 }
 
 // add copies a pair. What was copied before stays where it is.
-func (b *batch) add(name, val []byte) tree.Pair {
-	if cap(b.mem)-len(b.mem) < len(name)+len(val) {
+func (b *batch) add(name, val []byte) {
+	n := len(name)
+	row := append(append(b.room(n+len(val)), name...), val...)
+	b.pairs = append(b.pairs, tree.Pair{Name: row[:n:n], Val: row[n:len(row):len(row)]})
+	b.size += len(row)
+}
+
+// room is an empty slice with room for n bytes.
+func (b *batch) room(n int) []byte {
+	if b.apart {
+		return make([]byte, 0, n)
+	}
+	if cap(b.mem)-len(b.mem) < n {
 		b.mem = make([]byte, 0, batchBytes+tree.MaxName+tree.MaxVal)
 	}
-	from, n := len(b.mem), len(name)
-	b.mem = append(append(b.mem, name...), val...)
-	row := b.mem[from:len(b.mem):len(b.mem)]
-	b.pairs = append(b.pairs, tree.Pair{Name: row[:n:n], Val: row[n:]})
-	return b.pairs[len(b.pairs)-1]
+	from := len(b.mem)
+	b.mem = b.mem[:from+n]
+	return b.mem[from : from : from+n]
 }
 
 func (b *batch) hash() {
@@ -40,6 +52,16 @@ func (b *batch) hash() {
 		b.digests = append(b.digests, tree.LeafHash(p.Name, p.Val))
 	}
 	b.hashed <- struct{}{}
+}
+
+// addTo adds the pairs to h.
+func (b *batch) addTo(h *tree.Hasher) error {
+	for i, p := range b.pairs {
+		if err := h.AddLeaf(p.Name, b.digests[i]); err != nil {
+			return fmt.Errorf("%q: %w", p.Name, err)
+		}
+	}
+	return nil
 }
 
 // line makes the leaf digests of batches on all processors and hands them on

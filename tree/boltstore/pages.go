@@ -7,11 +7,15 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 // pages checks the B+ trees under the rows with plain, bounded reads of the
@@ -30,12 +34,13 @@ type pages struct {
 	file   io.ReaderAt
 	size   int    // of a page
 	limit  uint64 // pages in use, and in the file
-	seen   []bool
+	seen   []atomic.Bool
 	path   []uint64
 	bufs   [][]byte // one for each page on the path
 	skim   bool     // look at branches only
+	whole  bool     // not one of several walks
 	cyclic bool
-	report func(bucket string, s span, err error)
+	report func(bucket string, s span, err error) // may be called concurrently
 }
 
 const (
@@ -54,10 +59,13 @@ func (s *Store) checkPages(tx *bolt.Tx, skim bool, report func(bucket string, s 
 	if err != nil {
 		return false, err
 	}
+	if !skim { // from front to back, as pages may be anywhere
+		_ = unix.Fadvise(int(s.file.Fd()), 0, info.Size(), unix.FADV_WILLNEED)
+	}
 	size := s.db.Info().PageSize
-	w := &pages{file: s.file, size: size, skim: skim, report: report}
+	w := &pages{file: s.file, size: size, skim: skim, whole: !skim, report: report}
 	w.limit = uint64(min(tx.Size(), info.Size())) / uint64(size)
-	w.seen = make([]bool, w.limit)
+	w.seen = make([]atomic.Bool, w.limit)
 	w.visit("", uint64(tx.Cursor().Bucket().Root()), span{})
 	if !skim {
 		w.freelist(uint64(tx.ID()))
@@ -98,10 +106,9 @@ func (w *pages) load(id uint64) (page, error) {
 	if id < 2 || id >= w.limit {
 		return nil, errors.New("no such page")
 	}
-	if w.seen[id] {
+	if w.seen[id].Swap(true) {
 		return nil, errors.New("used twice")
 	}
-	w.seen[id] = true
 	p, err := w.read(id, 1)
 	if err != nil {
 		return nil, err
@@ -114,10 +121,9 @@ func (w *pages) load(id uint64) (page, error) {
 		return nil, errors.New("longer than the file")
 	}
 	for i := id + 1; i <= id+more; i++ {
-		if w.seen[i] {
+		if w.seen[i].Swap(true) {
 			return nil, errors.New("overlaps another")
 		}
-		w.seen[i] = true
 	}
 	if more > 0 && !w.skim {
 		return w.read(id, int(more)+1)
@@ -185,14 +191,55 @@ func (w *pages) branch(bucket string, p page, s span) {
 	if len(ids) == 0 {
 		w.fail(bucket, s, "empty branch")
 	}
+	if w.whole && len(ids) > 1 {
+		w.divide(bucket, keys, ids, s)
+		return
+	}
+	w.children(bucket, keys, ids, s)
+}
+
+// children checks the children of a branch, which begin with keys.
+func (w *pages) children(bucket string, keys [][]byte, ids []uint64, s span) {
 	for i, id := range ids {
 		sub := span{keys[i], s.to}
 		if i+1 < len(keys) {
 			sub.to = keys[i+1]
 		}
 		if leaf := w.visit(bucket, id, sub); leaf && w.skim {
-			return // all children are at one depth
+			w.noneAbove(bucket, ids, s) // all children are at one depth
+			return
 		}
+	}
+}
+
+// noneAbove fails if one of ids leads back up.
+func (w *pages) noneAbove(bucket string, ids []uint64, s span) {
+	for _, id := range ids {
+		if slices.Contains(w.path, id) {
+			w.cyclic = true
+			w.fail(bucket, s, "%w", errCycle)
+		}
+	}
+}
+
+// divide checks the children of a branch on all processors.
+func (w *pages) divide(bucket string, keys [][]byte, ids []uint64, s span) {
+	n := runtime.GOMAXPROCS(0)
+	walks := make([]*pages, n)
+	var wg sync.WaitGroup
+	for k := range walks {
+		lo, hi := len(ids)*k/n, len(ids)*(k+1)/n
+		part := span{s.from, s.to}
+		if hi < len(ids) {
+			part.to = keys[hi]
+		}
+		v := &pages{file: w.file, size: w.size, limit: w.limit, seen: w.seen, path: slices.Clone(w.path), report: w.report}
+		walks[k] = v
+		wg.Go(func() { v.children(bucket, keys[lo:hi], ids[lo:hi], part) })
+	}
+	wg.Wait()
+	for _, v := range walks {
+		w.cyclic = w.cyclic || v.cyclic
 	}
 }
 
@@ -277,7 +324,7 @@ func (w *pages) free(id uint64) {
 		return
 	}
 	for i := range count {
-		if f := binary.LittleEndian.Uint64(ids[8*i:]); f < 2 || f >= w.limit || w.seen[f] {
+		if f := binary.LittleEndian.Uint64(ids[8*i:]); f < 2 || f >= w.limit || w.seen[f].Load() {
 			w.fail("", span{}, "page %d is not free", f)
 			return
 		}

@@ -16,6 +16,7 @@ type reader struct {
 	tx     *bolt.Tx
 	leaves *bolt.Bucket
 	state  state
+	fold   tree.Fold // for whoever has the reader
 }
 
 func newReader(tx *bolt.Tx) (*reader, error) {
@@ -261,56 +262,42 @@ func (r *reader) show(p tree.Proof, l int, s span, lo, hi []byte) (tree.Proof, e
 	})
 }
 
-const blockRows, blockBytes = 256, 1 << 18
-
-// block is a run of copied pairs.
-type block struct {
+// place is how far a walk has come.
+type place struct {
 	from  []byte // where the next read begins
 	after bool   // from itself is read already
 	last  bool   // nothing is left
-	pairs []tree.Pair
 }
 
-// read copies the next pairs. What it copied before an error is good.
-func (b *block) read(tx *bolt.Tx) error {
-	b.pairs = b.pairs[:0]
+// read fills b with the next pairs. What it copied before an error is good.
+func (p *place) read(tx *bolt.Tx, b *batch) error {
 	r, err := newReader(tx)
 	if err != nil {
 		return err
 	}
 	c := r.leaves.Cursor()
-	k, v := seek(c, b.from)
-	if b.after && bytes.Equal(k, b.from) {
+	k, v := seek(c, p.from)
+	if p.after && bytes.Equal(k, p.from) {
 		k, v = c.Next()
 	}
-	for size := 0; k != nil && len(b.pairs) < blockRows && size < blockBytes; k, v = c.Next() {
-		if err := b.add(k, v); err != nil {
+	for ; k != nil && !b.full(); k, v = c.Next() {
+		if err := p.pass(k, v); err != nil {
 			return err
 		}
-		size += len(k) + len(v)
+		b.add(k, v)
 	}
-	b.last = k == nil
+	p.last = k == nil
 	return nil
 }
 
-func (b *block) add(k, v []byte) error {
+// pass checks the next row.
+func (p *place) pass(k, v []byte) error {
 	if err := checkLeaf(k, v); err != nil {
 		return err
 	}
-	if order := bytes.Compare(b.from, k); order > 0 || order == 0 && b.after {
+	if order := bytes.Compare(p.from, k); order > 0 || order == 0 && p.after {
 		return fmt.Errorf("%w: %w", ErrDamaged, tree.ErrOrder)
 	}
-	p := tree.Pair{Name: bytes.Clone(k), Val: append([]byte{}, v...)}
-	b.pairs = append(b.pairs, p)
-	b.from, b.after = p.Name, true
-	return nil
-}
-
-func (b *block) each(fn func(name, val []byte) error) error {
-	for _, p := range b.pairs {
-		if err := fn(p.Name, p.Val); err != nil {
-			return err
-		}
-	}
+	p.from, p.after = append(p.from[:0], k...), true
 	return nil
 }

@@ -3,7 +3,6 @@ package boltstore
 import (
 	"bufio"
 	"encoding/binary"
-	"fmt"
 	"hash/fnv"
 	"maps"
 	"os"
@@ -257,11 +256,11 @@ func (w *writer) putChunk(c tree.Chunk) error {
 
 // putLeaves stores a batch and adds it to h.
 func (w *writer) putLeaves(b *batch, h *tree.Hasher) error {
+	if err := b.addTo(h); err != nil {
+		return err
+	}
 	leaves := w.bucket(leavesBucket)
-	for i, p := range b.pairs {
-		if err := h.AddLeaf(p.Name, b.digests[i]); err != nil {
-			return fmt.Errorf("%q: %w", p.Name, err)
-		}
+	for _, p := range b.pairs {
 		if err := leaves.put(p.Name, p.Val); err != nil {
 			return err
 		}
