@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -196,8 +197,9 @@ func (m *MAS) change(ctx context.Context, f func(*state) error) error {
 		if err != nil {
 			return err
 		}
-		if err := f(&s); err != nil {
-			return err
+		was := s
+		if err := f(&s); err != nil || reflect.DeepEqual(s, was) {
+			return err // a device that is locked can be locked on a full disk
 		}
 		return write(m.dir, s)
 	})

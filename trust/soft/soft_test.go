@@ -91,6 +91,38 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
+// Where nothing can be written, a locked device still says that it is locked:
+// the service phase goes on. One in update mode says that it could not be.
+func TestLockWithoutWriting(t *testing.T) {
+	dir := t.TempDir()
+	if _, _, err := soft.Provision(dir, rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	m, err := soft.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := filepath.Join(dir, "state.json.new")
+	if err := os.Mkdir(block, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Lock(t.Context()); err == nil {
+		t.Error("locked without writing it down")
+	}
+	if err := os.Remove(block); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(block, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Lock(t.Context()); err != nil {
+		t.Errorf("lock a locked device: %v", err)
+	}
+}
+
 func TestFilesArePrivate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "mas")
 	if _, _, err := soft.Provision(dir, rand.Reader); err != nil {
