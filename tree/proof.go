@@ -80,10 +80,11 @@ func appendItems(p Proof, items []Hash, base, lo, hi int, show func(Proof, int) 
 // split is the largest power of two below n.
 func split(n int) int { return 1 << (bits.Len(uint(n-1)) - 1) }
 
+// sum is the digest of a list in RFC 6962 shape, as Fold makes it.
 func sum(items []Hash) Hash {
-	var f Fold
-	for _, d := range items {
-		f.Add(d)
+	if len(items) == 1 {
+		return items[0]
 	}
-	return f.Sum()
+	k := split(len(items))
+	return NodeHash(sum(items[:k]), sum(items[k:]))
 }

@@ -17,6 +17,8 @@ type reader struct {
 	leaves *bolt.Bucket
 	state  state
 	fold   tree.Fold // for whoever has the reader
+
+	scratch *scratch // while it makes a proof
 }
 
 func newReader(tx *bolt.Tx) (*reader, error) {
@@ -146,7 +148,7 @@ func seek(c *bolt.Cursor, key []byte) (k, v []byte) {
 // root. It reads the chunks on the way only.
 func (s *Store) Prove(name []byte) (p tree.Proof, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
-		p, err = prove(tx, func(r *reader) (lo, hi []byte) { return r.around(name) })
+		p, err = s.prove(tx, func(r *reader) (lo, hi []byte) { return r.around(name) })
 		return err
 	})
 	if err != nil {
@@ -160,7 +162,7 @@ func (s *Store) Prove(name []byte) (p tree.Proof, err error) {
 // tree.Pager. tree.View.Page says where the next one begins.
 func (s *Store) ProveRange(from, to []byte, limit int) (p tree.Proof, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
-		p, err = prove(tx, func(r *reader) (lo, hi []byte) { return r.page(span{from, to}, limit) })
+		p, err = s.prove(tx, func(r *reader) (lo, hi []byte) { return r.page(span{from, to}, limit) })
 		return err
 	})
 	if err != nil {
@@ -170,11 +172,16 @@ func (s *Store) ProveRange(from, to []byte, limit int) (p tree.Proof, err error)
 }
 
 // prove makes and checks the proof that shows the leaves lo to hi.
-func prove(tx *bolt.Tx, window func(*reader) (lo, hi []byte)) (tree.Proof, error) {
+func (s *Store) prove(tx *bolt.Tx, window func(*reader) (lo, hi []byte)) (tree.Proof, error) {
 	r, err := newReader(tx)
 	if err != nil {
 		return nil, err
 	}
+	r.scratch, _ = s.scratch.Get().(*scratch)
+	if r.scratch == nil {
+		r.scratch = &scratch{}
+	}
+	defer s.scratch.Put(r.scratch)
 	p := tree.NewProof(r.state.count)
 	if r.state.count > 0 {
 		lo, hi := window(r)
@@ -232,17 +239,24 @@ func (r *reader) page(s span, limit int) (lo, hi []byte) {
 	return lo, hi
 }
 
+// scratch is memory for one proof, used again for others.
+type scratch [maxLevels]struct {
+	items   []item
+	digests []tree.Hash
+}
+
 // show adds the chunk of level l over s to p, pruned to the leaves lo to hi.
 func (r *reader) show(p tree.Proof, l int, s span, lo, hi []byte) (tree.Proof, error) {
-	var items []item
-	var digests []tree.Hash
+	m := &r.scratch[l]
+	m.items, m.digests = m.items[:0], m.digests[:0]
 	err := r.items(l, s, func(it item) error {
-		items, digests = append(items, it), append(digests, it.digest)
+		m.items, m.digests = append(m.items, it), append(m.digests, it.digest)
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
+	items, digests := m.items, m.digests
 	above := func(name []byte) int {
 		return sort.Search(len(items), func(i int) bool { return bytes.Compare(items[i].name, name) > 0 })
 	}
