@@ -3,7 +3,7 @@ package cmd
 import (
 	"bufio"
 	"bytes"
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/bonafide-archive/bonafide/archive/client"
 )
 
 func TestMain(m *testing.M) {
@@ -100,7 +102,7 @@ func scriptCondition(cond string) (bool, error) {
 
 // scriptsLimit is how long all scripts may take together; what hangs is killed
 // then.
-const scriptsLimit = 3 * time.Minute
+const scriptsLimit = 8 * time.Minute
 
 // scriptLimit is how long a script waits for anything.
 const scriptLimit = 45 * time.Second
@@ -114,7 +116,7 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	want, _ := strconv.Atoi(args[1])
 	var last string
 	for end := time.Now().Add(scriptLimit); time.Now().Before(end); <-time.After(50 * time.Millisecond) {
-		n, out := 0, statusJSON(ts, args[2])
+		n, out := 0, statusBy(ts, args[2])
 		for _, st := range out {
 			if st.Attested && uint64(st.Epoch) >= epoch && st.Phase == "service" {
 				n++
@@ -128,18 +130,22 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("no %d replicas at epoch %d: %s", want, epoch, last)
 }
 
-func statusJSON(ts *testscript.TestScript, config string) []replicaStatus {
-	c := exec.Command("bonafide", "--config", ts.MkAbs(config), "status", "--json", "--timeout", "2s")
-	c.Env = []string{"HOME=" + ts.Getenv("HOME"), "PATH=" + ts.Getenv("PATH")}
-	c.Path = lookIn(ts.Getenv("PATH"))
-	out, _ := c.Output()
-	var all []replicaStatus
-	for dec := json.NewDecoder(bytes.NewReader(out)); dec.More(); {
-		var st replicaStatus
-		if dec.Decode(&st) != nil {
-			break
-		}
-		all = append(all, st)
+// statusBy asks the replicas of the archive that a configuration names.
+func statusBy(ts *testscript.TestScript, config string) []replicaStatus {
+	settings, err := parseConfig(ts.MkAbs(config))
+	if err != nil {
+		return nil // not made yet
+	}
+	r, err := loadRoster(settings["roster"].(string))
+	if err != nil {
+		return nil
+	}
+	c, err := client.New(client.Config{Roster: r, Timeout: 2 * time.Second})
+	ts.Check(err)
+	defer c.Close()
+	all := statuses(context.Background(), c)
+	if dir, ok := settings["dir"].(string); ok {
+		locate(context.Background(), r, dir, all)
 	}
 	return all
 }
@@ -234,7 +240,7 @@ func flipByte(ts *testscript.TestScript, neg bool, args []string) {
 // pid VAR watchdog|child ID CONFIG sets VAR to a process id of a replica.
 func pidOf(ts *testscript.TestScript, neg bool, args []string) {
 	id, _ := strconv.Atoi(args[2])
-	for _, st := range statusJSON(ts, args[3]) {
+	for _, st := range statusBy(ts, args[3]) {
 		if st.ID != uint32(id) {
 			continue
 		}

@@ -68,25 +68,32 @@ func (a *app) status(ctx context.Context) error {
 		return err
 	}
 	defer c.Close()
-	all := make([]replicaStatus, 0, c.Roster.N())
+	all := statuses(ctx, c)
+	locate(ctx, c.Roster, a.localDir(), all)
+	if err := a.printStatus(c.Roster, all); err != nil {
+		return err
+	}
 	attested := 0
-	for _, s := range c.Status(ctx) {
-		st := statusOf(s, c.Roster.Schedule)
+	for _, st := range all {
 		if st.Attested && st.Epoch > 0 {
 			attested++
 		}
-		all = append(all, st)
-	}
-	a.locate(ctx, c.Roster, all)
-	compare(all)
-	if err := a.printStatus(c.Roster, all); err != nil {
-		return err
 	}
 	if need := c.Roster.F + 1; attested < need {
 		err := withStatus(exitUnavailable, fmt.Errorf("%d of %d needed replicas attest an epoch", attested, need))
 		return withHint(err, "in an update phase, try again in a moment; otherwise, is it served? bonafide serve")
 	}
 	return nil
+}
+
+// statuses asks all replicas.
+func statuses(ctx context.Context, c *client.Client) []replicaStatus {
+	all := make([]replicaStatus, 0, c.Roster.N())
+	for _, s := range c.Status(ctx) {
+		all = append(all, statusOf(s, c.Roster.Schedule))
+	}
+	compare(all)
+	return all
 }
 
 func statusOf(s client.ReplicaStatus, schedule archive.Schedule) replicaStatus {
@@ -139,14 +146,14 @@ func compare(all []replicaStatus) {
 	}
 }
 
-// locate adds directories and process ids of the replicas of the local trial,
+// locate adds directories and process ids of the replicas of the trial in dir,
 // if that is the archive asked.
-func (a *app) locate(ctx context.Context, r *archive.Roster, all []replicaStatus) {
-	local, err := loadRoster(trialAt(a.localDir()).path(rosterFile))
+func locate(ctx context.Context, r *archive.Roster, dir string, all []replicaStatus) {
+	local, err := loadRoster(trialAt(dir).path(rosterFile))
 	if err != nil || local.ID() != r.ID() {
 		return
 	}
-	members, err := membersIn(a.localDir())
+	members, err := membersIn(dir)
 	if err != nil {
 		return
 	}

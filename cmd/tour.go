@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/client"
 	"github.com/bonafide-archive/bonafide/trust/watchdog"
 )
 
@@ -478,17 +478,17 @@ func (t *tour) await(wanted func(epochs map[uint32]archive.Epoch, newest archive
 
 // epochs asks the replicas for the epoch that each attests.
 func (t *tour) epochs() (map[uint32]archive.Epoch, archive.Epoch, error) {
-	out, err := t.command("status", "--json").Output()
+	r, err := loadRoster(t.trial.path(rosterFile))
 	if err != nil {
 		return nil, 0, err
 	}
+	c, err := client.New(client.Config{Roster: r, Timeout: time.Second})
+	if err != nil {
+		return nil, 0, err
+	}
+	defer c.Close()
 	epochs, newest := make(map[uint32]archive.Epoch), archive.Epoch(0)
-	dec := json.NewDecoder(bytes.NewReader(out))
-	for dec.More() {
-		var st replicaStatus
-		if err := dec.Decode(&st); err != nil {
-			return nil, 0, err
-		}
+	for _, st := range statuses(t.ctx, c) {
 		if st.Attested {
 			epochs[st.ID] = st.Epoch
 			newest = max(newest, st.Epoch)
