@@ -254,3 +254,14 @@ func BenchmarkRehash(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkProveMined proves names of one chunk that holds a fifth of all.
+func BenchmarkProveMined(b *testing.B) {
+	ps := mined(*names / 5)
+	s, _ := built(b, ps)
+	for i := 0; b.Loop(); i++ {
+		if _, err := s.Prove(ps[i*7919%len(ps)].Name); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

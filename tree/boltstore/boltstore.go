@@ -80,7 +80,8 @@ type Store struct {
 	applying sync.Mutex // held by Apply
 	partRows int
 
-	scratch sync.Pool // of *scratch
+	scratch  sync.Pool // of *scratch
+	outlines outlines
 }
 
 // Open opens the tree at path, which it makes, empty, if there is none and

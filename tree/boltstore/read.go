@@ -3,7 +3,6 @@ package boltstore
 import (
 	"bytes"
 	"fmt"
-	"sort"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -18,7 +17,8 @@ type reader struct {
 	state  state
 	fold   tree.Fold // for whoever has the reader
 
-	scratch *scratch // while it makes a proof
+	scratch  *scratch // while it makes a proof
+	outlines *outlines
 }
 
 func newReader(tx *bolt.Tx) (*reader, error) {
@@ -91,6 +91,15 @@ func leafRow(k, v []byte) (item, error) {
 // span is a run of names, from <= name < to; nil is no bound.
 type span struct{ from, to []byte }
 
+// part is the span of the i-th of the items that make up s.
+func (s span) part(items []item, i int) span {
+	sub := span{items[i].name, s.to}
+	if i+1 < len(items) {
+		sub.to = items[i+1].name
+	}
+	return sub
+}
+
 func (s span) before(name []byte) bool { return s.to == nil || bytes.Compare(name, s.to) < 0 }
 
 // items calls fn for each item of level l that begins within s, in order. The
@@ -142,138 +151,6 @@ func seek(c *bolt.Cursor, key []byte) (k, v []byte) {
 		return c.First()
 	}
 	return c.Seek(key)
-}
-
-// Prove proves that name is in the tree or that it is not, against the stored
-// root. It reads the chunks on the way only.
-func (s *Store) Prove(name []byte) (p tree.Proof, err error) {
-	err = s.view(func(tx *bolt.Tx) error {
-		p, err = s.prove(tx, func(r *reader) (lo, hi []byte) { return r.around(name) })
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("prove %q: %w", name, err)
-	}
-	return p, nil
-}
-
-// ProveRange proves one page of the pairs with from <= name < to, the first
-// limit of them at most; a nil `to` is no bound. A page may hold fewer; see
-// tree.Pager. tree.View.Page says where the next one begins.
-func (s *Store) ProveRange(from, to []byte, limit int) (p tree.Proof, err error) {
-	err = s.view(func(tx *bolt.Tx) error {
-		p, err = s.prove(tx, func(r *reader) (lo, hi []byte) { return r.page(span{from, to}, limit) })
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("prove from %q: %w", from, err)
-	}
-	return p, nil
-}
-
-// prove makes and checks the proof that shows the leaves lo to hi.
-func (s *Store) prove(tx *bolt.Tx, window func(*reader) (lo, hi []byte)) (tree.Proof, error) {
-	r, err := newReader(tx)
-	if err != nil {
-		return nil, err
-	}
-	r.scratch, _ = s.scratch.Get().(*scratch)
-	if r.scratch == nil {
-		r.scratch = &scratch{}
-	}
-	defer s.scratch.Put(r.scratch)
-	p := tree.NewProof(r.state.count)
-	if r.state.count > 0 {
-		lo, hi := window(r)
-		if p, err = r.show(p, r.state.levels-1, span{}, lo, hi); err != nil {
-			return nil, err
-		}
-	}
-	if _, err := tree.Verify(r.state.root, p); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	return p, nil
-}
-
-// around returns the leaf called name twice, or its neighbours.
-func (r *reader) around(name []byte) (lo, hi []byte) {
-	c := r.leaves.Cursor()
-	if k, _ := seek(c, name); bytes.Equal(k, name) {
-		return k, k
-	}
-	return r.neighbours(name)
-}
-
-// neighbours are the last leaf below name and the first not below; at the ends
-// of the tree both are the one there is.
-func (r *reader) neighbours(name []byte) (lo, hi []byte) {
-	c := r.leaves.Cursor()
-	hi, _ = seek(c, name)
-	if hi == nil {
-		lo, _ = c.Last()
-		return lo, lo
-	}
-	if lo, _ = c.Prev(); lo == nil {
-		lo = hi
-	}
-	return lo, hi
-}
-
-// page returns the first and last leaf to show for a page of s.
-func (r *reader) page(s span, limit int) (lo, hi []byte) {
-	lo, hi = r.neighbours(s.from)
-	if bytes.Equal(hi, s.from) {
-		lo = hi
-	}
-	g := tree.NewPager(limit)
-	c := r.leaves.Cursor()
-	for k, v := seek(c, s.from); k != nil; k, v = c.Next() {
-		if !s.before(k) {
-			return lo, k // the leaf after the range
-		}
-		if !g.Take(k, v) {
-			break
-		}
-		hi = k
-	}
-	return lo, hi
-}
-
-// scratch is memory for one proof, used again for others.
-type scratch [maxLevels]struct {
-	items   []item
-	digests []tree.Hash
-}
-
-// show adds the chunk of level l over s to p, pruned to the leaves lo to hi.
-func (r *reader) show(p tree.Proof, l int, s span, lo, hi []byte) (tree.Proof, error) {
-	m := &r.scratch[l]
-	m.items, m.digests = m.items[:0], m.digests[:0]
-	err := r.items(l, s, func(it item) error {
-		m.items, m.digests = append(m.items, it), append(m.digests, it.digest)
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	items, digests := m.items, m.digests
-	above := func(name []byte) int {
-		return sort.Search(len(items), func(i int) bool { return bytes.Compare(items[i].name, name) > 0 })
-	}
-	first, end := max(above(lo)-1, 0), above(hi)
-	if first >= end {
-		return nil, fmt.Errorf("%w: chunks and leaves disagree", ErrDamaged)
-	}
-	return tree.AppendChunk(p, digests, first, end, func(p tree.Proof, i int) (tree.Proof, error) {
-		if l == 0 {
-			return tree.AppendLeaf(p, items[i].name, items[i].val), nil
-		}
-		sub := span{items[i].name, s.to}
-		if i+1 < len(items) {
-			sub.to = items[i+1].name
-		}
-		return r.show(p, l-1, sub, lo, hi)
-	})
 }
 
 // place is how far a walk has come.
