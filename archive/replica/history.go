@@ -57,10 +57,14 @@ func (s *Store) rawRecord(e archive.Epoch) (record, certificate []byte, err erro
 }
 
 func readFile(path string, limit int) ([]byte, error) {
-	f, err := os.Open(path)
+	err := checkRegular(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrMissing
 	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}

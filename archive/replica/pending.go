@@ -91,6 +91,9 @@ func openPending(path string) (*Pending, error) {
 // lockFile takes the lock that keeps other processes out, and waits a little for
 // one that is just ending.
 func lockFile(path string) (*os.File, error) {
+	if err := evict(path); err != nil {
+		return nil, err
+	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
@@ -123,7 +126,7 @@ func renewed(path string) (*Pending, error) {
 	}
 	damage, err := p.takeRows(path)
 	if err == nil && damage != nil {
-		err = os.Rename(path, path+".damaged")
+		err = errors.Join(evict(path+".damaged"), os.Rename(path, path+".damaged"))
 	}
 	if err == nil {
 		err = os.Rename(fresh, path)

@@ -38,12 +38,13 @@ type Store struct {
 // OpenStore opens the store in dir and makes what is missing of its
 // directories.
 func OpenStore(dir string, r *archive.Roster) (*Store, error) {
+	s := &Store{dir: dir, roster: r}
 	for _, d := range []string{historyDir, contentDir, tmpDir} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+		if err := s.mkdir(filepath.Join(dir, d)); err != nil {
 			return nil, fmt.Errorf("open store: %w", err)
 		}
 	}
-	return &Store{dir: dir, roster: r}, nil
+	return s, nil
 }
 
 // Close closes the pending buffer. Trees are closed by who opened them.
@@ -68,8 +69,12 @@ func (s *Store) TreePath() string { return filepath.Join(s.dir, treeFile) }
 // rehashed. A tree that is not there is ErrMissing when opened read-only, and
 // made empty otherwise.
 func (s *Store) OpenTree(readOnly bool) (*boltstore.Store, error) {
-	if _, err := os.Stat(s.TreePath()); readOnly && errors.Is(err, fs.ErrNotExist) {
+	err := checkRegular(s.TreePath())
+	switch {
+	case readOnly && errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("tree: %w", ErrMissing)
+	case errors.Is(err, errIrregular):
+		return nil, fmt.Errorf("tree: %w: %w", boltstore.ErrDamaged, err)
 	}
 	t, err := boltstore.Open(s.TreePath(), boltstore.Options{ReadOnly: readOnly})
 	if err != nil {
@@ -145,9 +150,23 @@ func (s *Store) place(tmp, path string) error {
 	return syncDir(filepath.Dir(path))
 }
 
-// evict removes a directory that lies where a file belongs.
+// errIrregular says that a directory, a pipe or the like lies where a file
+// belongs.
+var errIrregular = errors.New("not a regular file")
+
+// checkRegular returns errIrregular for what must not be opened: a pipe would
+// keep its reader waiting for ever.
+func checkRegular(path string) error {
+	info, err := os.Stat(path)
+	if err == nil && !info.Mode().IsRegular() {
+		err = errIrregular
+	}
+	return err
+}
+
+// evict removes what lies where a file belongs and is none.
 func evict(path string) error {
-	if info, err := os.Lstat(path); err != nil || !info.IsDir() {
+	if !errors.Is(checkRegular(path), errIrregular) {
 		return nil
 	}
 	return os.RemoveAll(path)

@@ -16,6 +16,7 @@ import (
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/archivetest"
 	"github.com/bonafide-archive/bonafide/archive/wire"
+	"github.com/bonafide-archive/bonafide/tree/boltstore"
 )
 
 // A content is kept whole and right, or not at all.
@@ -274,5 +275,57 @@ func TestPutRecord(t *testing.T) {
 	}
 	if rec, _, err := s.Record(0); err != nil || rec.Head() != archive.Genesis(a.Roster).Head() {
 		t.Errorf("genesis: got %v, %v", rec, err)
+	}
+}
+
+// Pipes and directories that were put in the place of files, and files in that
+// of directories, make nobody wait and are got rid of.
+func TestStoreIrregular(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, files("a", 3))
+	r := a.Replicas[0]
+	dir := serviceConfig(t, a, r).StoreDir()
+	plant := func(path string, put func(string) error) {
+		t.Helper()
+		if err := errors.Join(os.RemoveAll(path), put(path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pipe := func(path string) error { return unix.Mkfifo(path, 0o600) }
+	full := func(path string) error { return os.MkdirAll(filepath.Join(path, "x"), 0o700) }
+	plant(filepath.Join(dir, historyDir, fmt.Sprintf("%020d%s", 1, recordSuffix)), pipe)
+	plant(filepath.Join(dir, treeFile), pipe)
+	plant(filepath.Join(dir, pendingFile), pipe)
+	plant(filepath.Join(dir, pendingFile+".lock"), full)
+	plant(filepath.Join(dir, tmpDir), func(path string) error { return os.WriteFile(path, nil, 0o600) })
+	s, err := OpenStore(dir, a.Roster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, _, err := s.Record(1); !errors.Is(err, ErrDamaged) {
+		t.Errorf("record: got %v", err)
+	}
+	if _, err := s.OpenTree(true); !errors.Is(err, boltstore.ErrDamaged) {
+		t.Errorf("tree: got %v", err)
+	}
+	if _, err := s.Pending(); err != nil {
+		t.Errorf("pending: got %v", err)
+	}
+	if err := s.PutRecord(a.Record, a.Certificate); err != nil {
+		t.Errorf("put record: got %v", err)
+	}
+}
+
+// A damaged buffer is set aside even where a directory lies in its way.
+func TestPendingAside(t *testing.T) {
+	path := filepath.Join(t.TempDir(), pendingFile)
+	err := os.WriteFile(path, bytes.Repeat([]byte("x"), 1<<14), 0o600)
+	if err := errors.Join(err, os.MkdirAll(filepath.Join(path+".damaged", "x"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	openBuffer(t, path).close()
+	if info, err := os.Stat(path + ".damaged"); err != nil || !info.Mode().IsRegular() {
+		t.Errorf("got %v, %v", info, err)
 	}
 }
