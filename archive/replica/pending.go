@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -312,10 +313,13 @@ func (p *Pending) enqueue(x *put, allowed func(Stats) error) (known bool, err er
 	return false, nil
 }
 
+// have returns nil if a submission is on the disk, and not only queued again
+// after a write that failed. The caller holds commit.
 func (p *Pending) have(d archive.Digest) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.held[d] {
+	queued := slices.ContainsFunc(p.queue, func(x *put) bool { return x.sub.Digest() == d })
+	if queued || !p.held[d] {
 		return errors.New("pending: write failed")
 	}
 	return nil

@@ -329,3 +329,21 @@ func TestPendingAside(t *testing.T) {
 		t.Errorf("got %v, %v", info, err)
 	}
 }
+
+// A submission that is queued anew, after a write that failed, is not taken for
+// one that is on the disk.
+func TestPendingQueuedAgain(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	p := openBuffer(t, filepath.Join(t.TempDir(), pendingFile))
+	defer p.close()
+	sub := a.Submission(time.Now(), files("q", 1))
+	if _, err := p.enqueue(&put{sub: sub}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.have(sub.Digest()); err == nil {
+		t.Error("a queued submission counts as kept")
+	}
+	if err := p.Put(sub); err != nil || p.have(sub.Digest()) != nil {
+		t.Errorf("once written: got %v", err)
+	}
+}
