@@ -33,12 +33,17 @@ func bodyError(err error) error {
 // no name is bound to something else. It is on the disk before it is
 // acknowledged.
 func (s *service) add(w http.ResponseWriter, r *http.Request) error {
+	body := http.MaxBytesReader(w, r.Body, int64(archive.MaxSubmission))
+	prefix, err := s.readPrefix(body)
+	if err != nil {
+		return err
+	}
 	leave, err := enter(r.Context(), s.adds)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	sub, writer, err := s.readSubmission(w, r)
+	sub, writer, err := s.readSubmission(prefix, body)
 	if err != nil {
 		return err
 	}
@@ -56,21 +61,25 @@ func (s *service) add(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// readSubmission refuses a stranger by the first bytes, before it reads the
-// rest.
-func (s *service) readSubmission(w http.ResponseWriter, r *http.Request) (sub archive.Submission, writer archive.Writer, err error) {
-	body := http.MaxBytesReader(w, r.Body, int64(archive.MaxSubmission))
+// readPrefix reads the first bytes of a submission and refuses a stranger by
+// them, before he takes a place.
+func (s *service) readPrefix(body io.Reader) ([]byte, error) {
 	prefix := make([]byte, archive.SubmissionPrefix)
 	if _, err := io.ReadFull(body, prefix); err != nil {
-		return sub, writer, bodyError(err)
+		return nil, bodyError(err)
 	}
 	id, key, err := archive.SubmissionWriter(prefix)
 	if err != nil {
-		return sub, writer, badRequest(err)
+		return nil, badRequest(err)
 	}
 	if _, err := s.Roster.Admit(id, key); err != nil {
-		return sub, writer, wire.Errorf(wire.CodeDenied, "%v", err)
+		return nil, wire.Errorf(wire.CodeDenied, "%v", err)
 	}
+	return prefix, nil
+}
+
+// readSubmission reads the rest.
+func (s *service) readSubmission(prefix []byte, body io.Reader) (sub archive.Submission, writer archive.Writer, err error) {
 	rest, err := io.ReadAll(body)
 	if err != nil {
 		return sub, writer, bodyError(err)

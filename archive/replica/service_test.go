@@ -10,9 +10,11 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -366,6 +368,35 @@ func TestServeStrangerBody(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusForbidden {
 		t.Errorf("got %s", resp.Status)
+	}
+}
+
+// Strangers who begin submissions and do not go on keep no writer out.
+func TestServeStrangersWait(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, files("a", 1))
+	s := startService(t, a, a.Replicas[0])
+	body, w := io.Pipe()
+	defer w.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for range 2 * maxAdds {
+		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, s.client.URL(wire.PathAdd), io.NopCloser(body))
+		sent := make(chan struct{})
+		req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { close(sent) }}))
+		wg.Go(func() {
+			if resp, err := s.client.HTTP().Do(req); err == nil {
+				resp.Body.Close()
+			}
+		})
+		<-sent
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := s.client.Add(ctx, a.Submission(time.Now(), files("a", 1))); err != nil {
+		t.Error(err)
 	}
 }
 
