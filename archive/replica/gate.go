@@ -8,9 +8,11 @@ import (
 	"github.com/bonafide-archive/bonafide/archive/wire"
 )
 
-// gate counts the requests under way, and lets no more in once it is shut.
+// gate counts the requests under way, and lets no more in while there are limit
+// of them, or once it is shut.
 type gate struct {
-	next http.Handler
+	next  http.Handler
+	limit int
 
 	mu    sync.Mutex
 	n     int
@@ -18,25 +20,31 @@ type gate struct {
 	empty chan struct{} // closed when shut and nobody is inside
 }
 
-func newGate(next http.Handler) *gate { return &gate{next: next, empty: make(chan struct{})} }
+func newGate(next http.Handler, limit int) *gate {
+	return &gate{next: next, limit: limit, empty: make(chan struct{})}
+}
 
 // ServeHTTP implements http.Handler.
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !g.enter() {
-		wire.WriteError(w, wire.Errorf(wire.CodeUnavailable, "the service phase has ended"))
+	if err := g.enter(); err != nil {
+		wire.WriteError(w, err)
 		return
 	}
 	defer g.leave()
 	g.next.ServeHTTP(w, r)
 }
 
-func (g *gate) enter() bool {
+func (g *gate) enter() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.shut {
-		g.n++
+	switch {
+	case g.shut:
+		return errEnded
+	case g.n >= g.limit:
+		return wire.Errorf(wire.CodeUnavailable, "too busy")
 	}
-	return !g.shut
+	g.n++
+	return nil
 }
 
 func (g *gate) leave() {

@@ -21,10 +21,11 @@ import (
 
 // Bounds of what a service process takes on at once.
 const (
-	maxConns   = 1024
-	maxAnswers = 256 // waiting for the MAS
-	maxUploads = 32
-	maxAdds    = 32
+	maxConns    = 1024
+	maxRequests = 4096 // of all kinds, on all connections
+	maxAnswers  = 256  // waiting for the MAS
+	maxUploads  = 32
+	maxAdds     = 32
 )
 
 // service is the service process of one replica. Its MAS cannot change while it
@@ -107,7 +108,7 @@ func (s *service) whyNone() error {
 }
 
 func (s *service) close() {
-	s.shelf.withdraw(wire.Errorf(wire.CodeUnavailable, "the service phase has ended"))
+	s.shelf.withdraw(errEnded)
 	closeAll(s.peers)
 	if err := s.store.Close(); err != nil {
 		s.Log.Error("close store", "error", err)
@@ -137,7 +138,7 @@ func (s *service) run(ctx context.Context) error {
 	defer wg.Wait()
 	wg.Go(func() { s.keep(work) })
 	errs := make(chan error, 2)
-	door := newGate(s.handler())
+	door := newGate(s.handler(), maxRequests)
 	web, ctl := s.webServer(requests, door), s.controlServer(work)
 	go func() { errs <- web.ServeTLS(public, "", "") }()
 	go func() { errs <- ctl.Serve(control) }()
@@ -221,6 +222,8 @@ func (s *service) die(err error) {
 	default:
 	}
 }
+
+var errEnded = wire.Errorf(wire.CodeUnavailable, "the service phase has ended")
 
 // kick wakes who waits for c.
 func kick(c chan struct{}) {

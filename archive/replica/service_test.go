@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httptrace"
 	"os"
 	"path/filepath"
@@ -398,6 +399,35 @@ func TestServeStrangersWait(t *testing.T) {
 	if _, err := s.client.Add(ctx, a.Submission(time.Now(), files("a", 1))); err != nil {
 		t.Error(err)
 	}
+}
+
+// A gate holds as many as it should, and closes when they have left.
+func TestGate(t *testing.T) {
+	inside, leave := make(chan struct{}), make(chan struct{})
+	g := newGate(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { inside <- struct{}{}; <-leave }), 2)
+	ask := func() int {
+		w := httptest.NewRecorder()
+		g.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+		return w.Code
+	}
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() { ask() })
+		<-inside
+	}
+	if got := ask(); got != http.StatusServiceUnavailable {
+		t.Errorf("third of two: got %d", got)
+	}
+	leave <- struct{}{}
+	waitFor(t, "one to leave", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.n == 1 })
+	wg.Go(func() { ask() })
+	<-inside
+	close(leave)
+	g.close(time.Minute)
+	if got := ask(); got != http.StatusServiceUnavailable {
+		t.Errorf("shut: got %d", got)
+	}
+	wg.Wait()
 }
 
 // Hostile requests are refused with the right status, and the service lives.
