@@ -316,6 +316,29 @@ func TestServeRepairsItself(t *testing.T) {
 	}
 }
 
+// The status follows the last audit, also one for the operator.
+func TestServeAuditedStatus(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, files("a", 3))
+	r := a.Replicas[0]
+	path := archivetest.ContentPath(r.Dir, archivetest.ContentOf([]byte("content of a/0001")).Digest)
+	flipByte(t, path, 0)
+	startService(t, a, r, func(c *Config) { c.Retry = time.Hour }) // no peer is up
+	damaged := func() bool {
+		st, err := StatusServed(t.Context(), r.Dir)
+		return err == nil && st.Damaged
+	}
+	waitFor(t, "the damage to show", damaged)
+	flipByte(t, path, 0)
+	for range 2 {
+		report, err := AuditServed(t.Context(), r.Dir, AuditOptions{}, nil)
+		if err != nil || damaged() == report.Sound() {
+			t.Errorf("got %+v, %v; status damaged: %t", report, err, damaged())
+		}
+		flipByte(t, path, 0)
+	}
+}
+
 func allHeld(s *served, a *archivetest.Archive) bool {
 	store, err := OpenStore(filepath.Join(s.Dir, storeDir), a.Roster)
 	if err != nil {

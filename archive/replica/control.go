@@ -87,7 +87,8 @@ func AuditServed(ctx context.Context, dir string, o AuditOptions, emit func(Even
 	defer resp.Body.Close()
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, maxEvent)
-	for lines.Scan() {
+	var report *Report
+	for lines.Scan() { // to the end: then the next audit may begin
 		var e Event
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			return Report{}, fmt.Errorf("audit: %w", err)
@@ -98,9 +99,12 @@ func AuditServed(ctx context.Context, dir string, o AuditOptions, emit func(Even
 		if emit != nil {
 			emit(e)
 		}
-		if e.Type == EventReport && e.Report != nil {
-			return *e.Report, nil
+		if e.Type == EventReport {
+			report = e.Report
 		}
+	}
+	if report != nil {
+		return *report, nil
 	}
 	return Report{}, fmt.Errorf("audit: %w", errors.Join(lines.Err(), io.ErrUnexpectedEOF))
 }

@@ -265,14 +265,18 @@ func (s *service) sweep(ctx context.Context, shallow bool) bool {
 		}
 		return false
 	}
-	s.unsound.Store(!report.Sound())
 	return report.Sound()
 }
 
-// auditor returns an audit of the served store. When it replaces the tree, the
-// service answers from the new one.
+// auditor returns an audit of the served store. What it comes to goes into the
+// status; when it replaces the tree, the service answers from the new one.
 func (s *service) auditor(o AuditOptions, emit func(Event)) *auditor {
-	a := newAuditor(s.Config, s.store, s.peers, o, emit)
+	a := newAuditor(s.Config, s.store, s.peers, o, func(e Event) {
+		if e.Type == EventReport {
+			s.unsound.Store(!e.Report.Sound())
+		}
+		emit(e)
+	})
 	a.pending = s.pending
 	a.reopened = func() error {
 		s.shelf.withdraw(wire.Errorf(wire.CodeUnavailable, "the tree is being checked"))
