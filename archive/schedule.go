@@ -25,6 +25,9 @@ func (s Schedule) Check() error {
 	if len(strings.Fields(string(s))) != 5 || !gronx.IsValid(string(s)) {
 		return fmt.Errorf("%w: schedule %q: want five cron fields or @every D", ErrRoster, string(s))
 	}
+	if s.Next(time.Unix(0, 0)).IsZero() {
+		return fmt.Errorf("%w: schedule %q: never comes", ErrRoster, string(s))
+	}
 	return nil
 }
 
@@ -38,7 +41,7 @@ func (s Schedule) interval() (time.Duration, bool, error) {
 }
 
 // Next returns the first scheduled time after t. It is the zero time for a
-// schedule that Check refuses, or that never comes.
+// schedule that Check refuses.
 func (s Schedule) Next(t time.Time) time.Time {
 	t = t.UTC()
 	if d, ok, err := s.interval(); ok {

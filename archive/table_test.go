@@ -77,6 +77,7 @@ var schedules = []struct {
 	{"@every 1h30m", "2026-11-24T10:30:00Z"},
 	{"", ""}, {"@every", ""}, {"@every ", ""}, {"@every 0s", ""}, {"@every -1m", ""}, {"@every 1500ms", ""}, {"@every 1", ""},
 	{"@every 1m ", ""}, {" @every 1m", ""}, {"* * * *", ""}, {"60 * * * *", ""}, {"* * * * * *", ""}, {"x * * * *", ""}, {"@daily", ""},
+	{"0 0 30 2 *", ""}, {"0 0 31 4,6 *", ""}, // never come
 }
 
 func TestSchedules(t *testing.T) {
