@@ -12,32 +12,44 @@ import (
 const outlineFrom, outlineBlock = 1024, 64
 
 // outline is what one proof about a chunk leaves for the next: the digests of
-// runs of its items, which are nodes of its tree, and where they begin. Who
-// chooses names may make a chunk as large as he likes; only the first proof
-// then reads all of it.
-type outline struct {
+// runs of its items, which are nodes of its tree, and where they begin; then
+// runs of such runs, until there are few. Who chooses names may make a chunk as
+// large as he likes; only the first proof then reads all of it.
+type outline []tier
+
+// tier is one division of a chunk into runs.
+type tier struct {
 	starts  []item
 	digests []tree.Hash
 }
 
-func outlineOf(items []item, digests []tree.Hash) *outline {
-	o := &outline{}
-	var f tree.Fold
-	for lo := 0; lo < len(items); lo += outlineBlock {
-		f.Reset()
-		for _, d := range digests[lo:min(lo+outlineBlock, len(digests))] {
-			f.Add(d)
-		}
-		o.starts = append(o.starts, item{name: bytes.Clone(items[lo].name)})
-		o.digests = append(o.digests, f.Sum())
+func outlineOf(items []item, digests []tree.Hash) (o outline) {
+	t := tier{items, digests}
+	for len(t.starts) > outlineBlock {
+		t = t.runs()
+		o = append(o, t)
 	}
 	return o
 }
 
-// sum is the digest of the chunk.
-func (o *outline) sum() tree.Hash {
+// runs is the tier above t.
+func (t tier) runs() (up tier) {
 	var f tree.Fold
-	for _, d := range o.digests {
+	for lo := 0; lo < len(t.starts); lo += outlineBlock {
+		f.Reset()
+		for _, d := range t.digests[lo:min(lo+outlineBlock, len(t.digests))] {
+			f.Add(d)
+		}
+		up.starts = append(up.starts, item{name: bytes.Clone(t.starts[lo].name)})
+		up.digests = append(up.digests, f.Sum())
+	}
+	return up
+}
+
+// sum is the digest of the chunk.
+func (o outline) sum() tree.Hash {
+	var f tree.Fold
+	for _, d := range o[len(o)-1].digests {
 		f.Add(d)
 	}
 	return f.Sum()
@@ -46,7 +58,7 @@ func (o *outline) sum() tree.Hash {
 // outlines keeps some MB of outlines.
 type outlines struct {
 	mu     sync.Mutex
-	of     map[chunkID]*outline
+	of     map[chunkID]outline
 	blocks int
 }
 
@@ -58,21 +70,21 @@ type chunkID struct {
 
 const maxOutlineBlocks = 1 << 16
 
-func (os *outlines) get(chunk chunkID) *outline {
+func (os *outlines) get(chunk chunkID) outline {
 	os.mu.Lock()
 	defer os.mu.Unlock()
 	return os.of[chunk]
 }
 
 // put forgets all others when there are too many.
-func (os *outlines) put(chunk chunkID, o *outline) {
+func (os *outlines) put(chunk chunkID, o outline) {
 	os.mu.Lock()
 	defer os.mu.Unlock()
-	if os.of == nil || os.blocks+len(o.starts) > maxOutlineBlocks {
-		os.of, os.blocks = map[chunkID]*outline{}, 0
+	if os.of == nil || os.blocks+len(o[0].starts) > maxOutlineBlocks {
+		os.of, os.blocks = map[chunkID]outline{}, 0
 	}
 	if os.of[chunk] == nil {
 		os.of[chunk] = o
-		os.blocks += len(o.starts)
+		os.blocks += len(o[0].starts)
 	}
 }

@@ -56,11 +56,12 @@ func sameProofs(t *testing.T, s *Store, m *tree.Memory, name []byte, limit int) 
 
 // TestMinedTop: the top chunk itself is large.
 func TestMinedTop(t *testing.T) {
-	ps := mined(2000)
+	ps := mined(9000) // two tiers
 	s := open(t, filepath.Join(t.TempDir(), "tree"))
 	apply1(t, s, ps)
-	for i := 0; i < len(ps); i += 31 {
-		sameProofs(t, s, reference(t, ps), ps[i].Name, 100)
+	m := reference(t, ps)
+	for i := 0; i < len(ps); i += 97 {
+		sameProofs(t, s, m, ps[i].Name, 100)
 	}
 }
 
@@ -82,7 +83,7 @@ func TestMinedDamage(t *testing.T) {
 func TestOutlinesAreBounded(t *testing.T) {
 	var os outlines
 	for i := range 10 * maxOutlineBlocks / 1000 {
-		os.put(chunkID{i, tree.Hash{}}, &outline{starts: make([]item, 1000)})
+		os.put(chunkID{i, tree.Hash{}}, outline{{starts: make([]item, 1000)}})
 		if os.blocks > maxOutlineBlocks || len(os.of)*1000 != os.blocks {
 			t.Fatalf("%d blocks of %d chunks", os.blocks, len(os.of))
 		}

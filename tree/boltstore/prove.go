@@ -145,7 +145,7 @@ func (w window) within(items []item) (first, end int, err error) {
 // the window w.
 func (r *reader) show(p tree.Proof, l int, s span, chunk tree.Hash, w window) (tree.Proof, error) {
 	if o := r.outlines.get(chunkID{l, chunk}); o != nil {
-		return r.showOutline(p, l, s, o, w)
+		return r.showOutline(p, l, s, o, 0, len(o[len(o)-1].starts), w)
 	}
 	m := &r.scratch[l]
 	if err := r.gather(l, s); err != nil {
@@ -160,7 +160,7 @@ func (r *reader) show(p tree.Proof, l int, s span, chunk tree.Hash, w window) (t
 		return nil, fmt.Errorf("%w: chunk %q of level %d", ErrDamaged, s.from, l)
 	}
 	r.outlines.put(chunkID{l, chunk}, o)
-	return r.showOutline(p, l, s, o, w)
+	return r.showOutline(p, l, s, o, 0, len(o[len(o)-1].starts), w)
 }
 
 // gather reads the items of level l in s into the scratch of that level.
@@ -173,22 +173,35 @@ func (r *reader) gather(l int, s span) error {
 	})
 }
 
-// showOutline reads only the blocks that the window touches.
-func (r *reader) showOutline(p tree.Proof, l int, s span, o *outline, w window) (tree.Proof, error) {
-	first, end, err := w.within(o.starts)
+// showOutline shows the runs lo to hi-1 of the uppermost tier of o; of the items
+// it reads only the blocks that the window touches.
+func (r *reader) showOutline(p tree.Proof, l int, s span, o outline, lo, hi int, w window) (tree.Proof, error) {
+	t, below := o[len(o)-1], o[:len(o)-1]
+	starts := t.starts[lo:hi]
+	first, end, err := w.within(starts)
 	if err != nil {
 		return nil, err
 	}
-	return tree.AppendChunk(p, o.digests, first, end, func(p tree.Proof, i int) (tree.Proof, error) {
-		sub := s.part(o.starts, i)
-		if err := r.gather(l, sub); err != nil {
-			return nil, err
+	return tree.AppendChunk(p, t.digests[lo:hi], first, end, func(p tree.Proof, i int) (tree.Proof, error) {
+		sub := s.part(starts, i)
+		if len(below) == 0 {
+			return r.showBlock(p, l, sub, w)
 		}
-		if n := len(r.scratch[l].items); n > outlineBlock {
-			return nil, fmt.Errorf("%w: %d items in a block", ErrDamaged, n)
-		}
-		return r.showItems(p, l, sub, w)
+		from := (lo + i) * outlineBlock
+		to := min(from+outlineBlock, len(below[len(below)-1].starts))
+		return r.showOutline(p, l, sub, below, from, to, w)
 	})
+}
+
+// showBlock shows one block of the items of level l.
+func (r *reader) showBlock(p tree.Proof, l int, s span, w window) (tree.Proof, error) {
+	if err := r.gather(l, s); err != nil {
+		return nil, err
+	}
+	if n := len(r.scratch[l].items); n > outlineBlock {
+		return nil, fmt.Errorf("%w: %d items in a block", ErrDamaged, n)
+	}
+	return r.showItems(p, l, s, w)
 }
 
 // showItems shows the items gathered, which are all in s.
