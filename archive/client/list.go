@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	firstPage = 256 // names in the page that comes with each answer
+	firstPage = wire.MaxFirst // names in the page that comes with each answer
 	morePages = wire.MaxPage
 )
 

@@ -190,7 +190,7 @@ func answerQuery(a wire.AnswerRequest) query {
 	if a.Range == nil {
 		return query{name: []byte(a.Name)}
 	}
-	q := query{from: a.Range.From, limit: min(a.Range.Limit, wire.MaxPage)}
+	q := query{from: a.Range.From, limit: min(a.Range.Limit, wire.MaxFirst)}
 	if len(a.Range.To) > 0 {
 		q.to = a.Range.To
 	}

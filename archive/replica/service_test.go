@@ -401,6 +401,15 @@ func TestServeStrangersWait(t *testing.T) {
 	}
 }
 
+// The pages in answers are short, whatever is asked for: 256 are made at a time.
+func TestAnswerPage(t *testing.T) {
+	for asked, want := range map[int]int{1: 1, wire.MaxFirst: wire.MaxFirst, wire.MaxPage: wire.MaxFirst, 1 << 40: wire.MaxFirst} {
+		if got := answerQuery(wire.AnswerRequest{Range: &wire.Range{Limit: asked}}).limit; got != want {
+			t.Errorf("%d names asked for: got %d, want %d", asked, got, want)
+		}
+	}
+}
+
 // A gate holds as many as it should, and closes when they have left.
 func TestGate(t *testing.T) {
 	inside, leave := make(chan struct{}), make(chan struct{})

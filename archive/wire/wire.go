@@ -38,6 +38,7 @@ const (
 	MaxStatus   = 16 << 10 // bytes of a Status
 	MaxAck      = 1 << 10  // bytes of an Ack, and of a PendingState
 	MaxPage     = 1 << 12  // names of one proven page
+	MaxFirst    = 1 << 8   // names of the page in an answer
 	MaxProven   = 100      // conflicts that one refusal proves
 	maxHistory  = int64(MaxHistory*(2*archive.MaxRecord+2*archive.MaxCertificate) + 1<<10)
 	idleDefault = 30 * time.Second
