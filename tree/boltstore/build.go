@@ -1,12 +1,15 @@
 package boltstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
 	"os"
 	"path/filepath"
+
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/bonafide-archive/bonafide/tree"
 )
@@ -82,17 +85,20 @@ func replace(temp, path string) error {
 }
 
 func build(ctx context.Context, temp string, pairs iter.Seq2[tree.Pair, error]) (state, error) {
-	w, err := createFile(temp)
+	s, err := Open(temp, Options{})
 	if err != nil {
 		return state{}, err
 	}
-	h := tree.NewChunkHasher(w.putChunk)
-	l := newLine(ctx, func(b *batch) error { return w.putLeaves(b, h) })
+	s.db.NoSync = true // one sync at the end
+	b := &builder{db: s.db}
+	h := tree.NewChunkHasher(b.putChunk)
+	l := newLine(ctx, func(batch *batch) error { return b.putLeaves(batch, h) })
+	err = l.end(l.load(pairs))
 	var st state
-	if err = l.end(l.load(pairs)); err == nil {
-		st, err = w.close(h)
+	if err == nil {
+		st, err = b.finish(h)
 	}
-	return st, errors.Join(err, w.file.Close())
+	return st, errors.Join(err, b.abandon(), s.Close())
 }
 
 // load sends copies of the pairs down the line.
@@ -118,12 +124,86 @@ func (l *line) load(pairs iter.Seq2[tree.Pair, error]) error {
 	return nil
 }
 
-// close writes what h and w still hold.
-func (w *writer) close(h *tree.Hasher) (state, error) {
+// commitRows is how many rows Build writes in one transaction.
+const commitRows = 1 << 16
+
+// builder puts rows that come in order.
+type builder struct {
+	db      *bolt.DB
+	tx      *bolt.Tx // nil: none is open
+	rows    int      // in tx
+	buckets map[string]*bolt.Bucket
+}
+
+// put writes a row in the open transaction. It keeps val, not key.
+func (b *builder) put(bucket, key, val []byte) error {
+	if b.tx == nil {
+		tx, err := b.db.Begin(true)
+		if err != nil {
+			return err
+		}
+		b.tx, b.rows, b.buckets = tx, 0, make(map[string]*bolt.Bucket)
+	}
+	at := b.buckets[string(bucket)]
+	if at == nil {
+		var err error
+		if at, err = b.tx.CreateBucketIfNotExists(bucket); err != nil {
+			return err
+		}
+		at.FillPercent = sortedFill
+		b.buckets[string(bucket)] = at
+	}
+	b.rows++
+	return at.Put(key, val)
+}
+
+func (b *builder) commit() error {
+	tx := b.tx
+	b.tx = nil
+	return tx.Commit()
+}
+
+// abandon ends a transaction that an error left open.
+func (b *builder) abandon() error {
+	if b.tx == nil {
+		return nil
+	}
+	return b.tx.Rollback()
+}
+
+// putChunk stores the digest of a chunk.
+func (b *builder) putChunk(c tree.Chunk) error {
+	return b.put(chunksBucket(c.Level), chunkKey(c.First), bytes.Clone(c.Digest[:]))
+}
+
+// putLeaves stores a batch and adds it to h.
+func (b *builder) putLeaves(batch *batch, h *tree.Hasher) error {
+	for i, p := range batch.pairs {
+		if err := h.AddLeaf(p.Name, batch.digests[i]); err != nil {
+			return fmt.Errorf("%q: %w", p.Name, err)
+		}
+		if err := b.put(leavesBucket, p.Name, bytes.Clone(p.Val)); err != nil {
+			return err
+		}
+	}
+	if b.tx != nil && b.rows >= commitRows {
+		return b.commit()
+	}
+	return nil
+}
+
+// finish writes what h still holds and the state, and syncs the file.
+func (b *builder) finish(h *tree.Hasher) (state, error) {
 	root, levels, err := h.Finish()
 	if err != nil {
 		return state{}, err
 	}
 	st := state{count: h.Count(), levels: levels, root: root}
-	return st, w.finish(st)
+	if err := b.put(metaBucket, stateKey, st.bytes()); err != nil {
+		return state{}, err
+	}
+	if err := b.commit(); err != nil {
+		return state{}, err
+	}
+	return st, b.db.Sync()
 }

@@ -25,8 +25,8 @@ func sized(n, max int) (ps []tree.Pair) {
 	return ps
 }
 
-// TestBuildIsBolt: bbolt itself finds nothing wrong in a file that Build wrote
-// page by page, nor after it has written to it.
+// TestBuildIsBolt: bbolt itself finds nothing wrong in a file that Build wrote,
+// nor after it has written to it.
 func TestBuildIsBolt(t *testing.T) {
 	for _, c := range []struct{ n, max int }{
 		{0, 1}, {1, 1}, {1, 4000}, {2, 4000}, {37, 1}, {300, 4000}, {500, 1500}, {3000, 300}, {20000, 8}, {150000, 20},
