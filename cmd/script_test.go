@@ -20,6 +20,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/bonafide-archive/bonafide/archive/archivetest"
 	"github.com/bonafide-archive/bonafide/archive/client"
 )
 
@@ -32,13 +33,17 @@ func TestMain(m *testing.M) {
 // TestScript runs the shell sessions in testdata/script, each with real
 // processes.
 func TestScript(t *testing.T) {
+	bin := t.TempDir()
+	if err := archivetest.Build(bin); err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Deadline:            time.Now().Add(scriptsLimit),
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
-		Setup:               setupScript,
+		Setup:               func(env *testscript.Env) error { return setupScript(env, bin) },
 		Condition:           scriptCondition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await": await, "status": expectStatus, "flip": flipByte, "pid": pidOf, "signal": signalPid, "field": field, "interrupt": interrupt,
@@ -47,9 +52,11 @@ func TestScript(t *testing.T) {
 	})
 }
 
-// setupScript gives each script ports, a home and a schedule of its own.
-func setupScript(env *testscript.Env) error {
+// setupScript gives each script ports, a home and a schedule of its own, and the
+// program in bin, if there is one.
+func setupScript(env *testscript.Env, bin string) error {
 	port := ports.take()
+	env.Setenv("PATH", bin+string(os.PathListSeparator)+env.Getenv("PATH"))
 	for name, v := range map[string]string{
 		"HOME": env.WorkDir, "XDG_CONFIG_HOME": filepath.Join(env.WorkDir, "config"),
 		"XDG_DATA_HOME": filepath.Join(env.WorkDir, "data"), "XDG_STATE_HOME": filepath.Join(env.WorkDir, "state"),

@@ -3,6 +3,7 @@ package archivetest
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -20,23 +21,56 @@ import (
 // by the children that the program starts from /proc/self/exe.
 const asCommand = "BONAFIDE_TEST_AS_COMMAND"
 
+// program is what Command runs.
+var program = "/proc/self/exe"
+
 // Main runs a package's tests, or the program when the binary was started by
 // Command. Call it from TestMain.
-func Main(m *testing.M, program func(args []string) int) {
+func Main(m *testing.M, run func(args []string) int) {
 	if os.Getenv(asCommand) != "" {
-		os.Exit(program(os.Args[1:]))
+		os.Exit(run(os.Args[1:]))
 	}
-	os.Exit(m.Run())
+	os.Exit(runTests(m))
+}
+
+// sideBySide is how many parallel tests run at a time: they mostly wait for
+// schedules.
+const sideBySide = "5"
+
+func runTests(m *testing.M) int {
+	flag.Parse()
+	flag.Set("test.parallel", sideBySide)
+	dir, err := os.MkdirTemp("", "bonafide-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := Build(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// Build makes the program in dir where this test binary carries the race
+// detector, and otherwise does nothing. Processes with the detector cost ten
+// times as much; what they run is tested under it in one process.
+func Build(dir string) error {
+	if !RaceDetector {
+		return nil
+	}
+	program = filepath.Join(dir, "bonafide")
+	if out, err := exec.Command("go", "build", "-o", program, "github.com/bonafide-archive/bonafide").CombinedOutput(); err != nil {
+		return fmt.Errorf("build the program: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // Command returns a run of the program under test with the given arguments, in
 // its own process group.
 func Command(ctx context.Context, args ...string) *exec.Cmd {
-	self, err := os.Executable()
-	if err != nil {
-		panic("archivetest: " + err.Error())
-	}
-	c := exec.CommandContext(ctx, self, args...)
+	c := exec.CommandContext(ctx, program, args...)
 	c.Env = append(os.Environ(), asCommand+"=1")
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return c

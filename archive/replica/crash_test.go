@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/archivetest"
 	"github.com/bonafide-archive/bonafide/trust"
 	"github.com/bonafide-archive/bonafide/trust/soft"
 )
@@ -147,7 +148,7 @@ func TestKilledAndRestarted(t *testing.T) {
 		"before store-tick", "after store-tick", "before lookup 6", "before lookup 8",
 		"before store-commit", "after store-commit", "before store-head", "after store-head", "after advance", "after lock",
 	}
-	if testing.Short() {
+	if testing.Short() || archivetest.RaceDetector { // which makes each process ten times as dear
 		steps = []string{"after store-tick", "after store-commit", "after store-head"}
 	}
 	for i, step := range steps {
