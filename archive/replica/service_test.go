@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -502,11 +503,11 @@ func TestServeUpdateMode(t *testing.T) {
 type unlocking struct {
 	trust.MAS
 	reset func()
-	calls int
+	calls atomic.Int32
 }
 
 func (m *unlocking) Lookup(ctx context.Context, n trust.Nonce) (trust.Attestation, error) {
-	if m.calls++; m.calls > 1 {
+	if m.calls.Add(1) > 1 {
 		m.reset()
 	}
 	return m.MAS.Lookup(ctx, n)
