@@ -71,7 +71,7 @@ const BlockSize = 1 << 20
 type ContentHasher struct {
 	whole, block hashState
 	size         uint64
-	stack        []subtree
+	stack        blockStack
 }
 
 type hashState interface {
@@ -108,16 +108,11 @@ func (h *ContentHasher) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// endBlock pushes the current block's leaf, SHA256(0x00 || SHA256(block)), and
-// joins subtrees of equal height.
-func (h *ContentHasher) endBlock(stack []subtree) []subtree {
-	sum := h.block.Sum(nil)
+// endBlock ends the current block and pushes it.
+func (h *ContentHasher) endBlock(stack blockStack) blockStack {
+	sum := Digest(h.block.Sum(nil))
 	h.block.Reset()
-	stack = append(stack, subtree{0, DigestOf(append([]byte{0x00}, sum...))})
-	for n := len(stack); n > 1 && stack[n-1].level == stack[n-2].level; n = len(stack) {
-		stack = append(stack[:n-2], subtree{stack[n-2].level + 1, nodeHash(stack[n-2].hash, stack[n-1].hash)})
-	}
-	return stack
+	return stack.push(sum)
 }
 
 // Content returns the description of all bytes written so far and ends the
@@ -127,15 +122,33 @@ func (h *ContentHasher) Content() Content {
 	if h.size%BlockSize != 0 {
 		stack = h.endBlock(stack)
 	}
-	root := DigestOf(nil) // RFC 6962, section 2.1: the empty tree is SHA256("")
-	for i := len(stack) - 1; i >= 0; i-- {
-		if i == len(stack)-1 {
-			root = stack[i].hash
-			continue
-		}
-		root = nodeHash(stack[i].hash, root)
+	return Content{Digest: Digest(h.whole.Sum(nil)), Size: h.size, Blocks: stack.root()}
+}
+
+// blockStack is the perfect subtrees of a block tree that grows to the right,
+// the widest first.
+type blockStack []subtree
+
+// push adds the block with digest d, whose leaf is SHA256(0x00 || d), and joins
+// subtrees of equal height.
+func (s blockStack) push(d Digest) blockStack {
+	s = append(s, subtree{0, DigestOf(append([]byte{0x00}, d[:]...))})
+	for n := len(s); n > 1 && s[n-1].level == s[n-2].level; n = len(s) {
+		s = append(s[:n-2], subtree{s[n-2].level + 1, nodeHash(s[n-2].hash, s[n-1].hash)})
 	}
-	return Content{Digest: Digest(h.whole.Sum(nil)), Size: h.size, Blocks: root}
+	return s
+}
+
+// root joins all subtrees.
+func (s blockStack) root() Digest {
+	if len(s) == 0 {
+		return DigestOf(nil) // RFC 6962, section 2.1: the empty tree is SHA256("")
+	}
+	root := s[len(s)-1].hash
+	for i := len(s) - 2; i >= 0; i-- {
+		root = nodeHash(s[i].hash, root)
+	}
+	return root
 }
 
 // nodeHash returns SHA256(0x01 || left || right).
