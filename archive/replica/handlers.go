@@ -41,6 +41,7 @@ func PeerHandler(store *Store, trees Trees, log *slog.Logger) http.Handler {
 	mux.HandleFunc("GET "+wire.PathHistory, p.replying(p.history))
 	mux.HandleFunc("GET "+wire.PathProof, p.replying(p.proof))
 	mux.HandleFunc("GET "+wire.PathContent+"{digest}", p.replying(p.content))
+	mux.HandleFunc("GET "+wire.PathBlocks+"{digest}", p.replying(p.blocks))
 	mux.HandleFunc("/", noSuchPath)
 	return mux
 }
@@ -50,12 +51,13 @@ type peerHandler struct {
 	trees  Trees
 	log    *slog.Logger
 	proofs chan struct{} // places for proofs
+	lists  *blockLists
 }
 
 const maxProofs = 64
 
 func newPeerHandler(store *Store, trees Trees, log *slog.Logger) *peerHandler {
-	return &peerHandler{store: store, trees: trees, log: log, proofs: make(chan struct{}, maxProofs)}
+	return &peerHandler{store: store, trees: trees, log: log, proofs: make(chan struct{}, maxProofs), lists: newBlockLists()}
 }
 
 // requestTime bounds how long a request without a content may take to arrive,

@@ -153,15 +153,19 @@ func (c *Client) HasContent(ctx context.Context, d archive.Digest) (bool, error)
 // tells it. The bytes come from whoever answers: hash them. A read that finds no
 // progress for the client's timeout fails.
 func (c *Client) Content(ctx context.Context, d archive.Digest, offset int64) (io.ReadCloser, int64, error) {
-	body, size, err := c.content(ctx, d, offset)
+	var ranges string
+	if offset > 0 {
+		ranges = fmt.Sprintf("bytes=%d-", offset)
+	}
+	body, size, err := c.content(ctx, d, offset, ranges)
 	return body, size, c.wrap("content", err)
 }
 
-func (c *Client) content(ctx context.Context, d archive.Digest, offset int64) (io.ReadCloser, int64, error) {
+func (c *Client) content(ctx context.Context, d archive.Digest, offset int64, ranges string) (io.ReadCloser, int64, error) {
 	ctx, w := watch(ctx, c.timeout)
 	header := http.Header{}
-	if offset > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+	if ranges != "" {
+		header.Set("Range", ranges)
 	}
 	resp, err := c.do(ctx, http.MethodGet, PathContent+d.String(), nil, header)
 	if err != nil {
@@ -173,6 +177,26 @@ func (c *Client) content(ctx context.Context, d archive.Digest, offset int64) (i
 		return nil, 0, w.end(err)
 	}
 	return &watchedBody{watchedReader{resp.Body, w}, resp.Body}, size, nil
+}
+
+// ContentPart opens n bytes of a content, from offset on; otherwise it is as
+// Content.
+func (c *Client) ContentPart(ctx context.Context, d archive.Digest, offset, n int64) (io.ReadCloser, int64, error) {
+	body, size, err := c.content(ctx, d, offset, fmt.Sprintf("bytes=%d-%d", offset, offset+n-1))
+	return body, size, c.wrap("content", err)
+}
+
+// Blocks asks for a page of the digests of a content's blocks: MaxBlocks of
+// them from block page*MaxBlocks on, or what there is. They are the replica's
+// word until archive.Content.CheckBlocks has seen all.
+func (c *Client) Blocks(ctx context.Context, d archive.Digest, page uint64) (archive.BlockList, error) {
+	path := fmt.Sprintf("%s%s?page=%d", PathBlocks, d, page)
+	b, err := c.get(ctx, path, MaxBlocks*int64(len(d)))
+	if err != nil {
+		return nil, c.wrap("blocks", err)
+	}
+	l, err := archive.ParseBlockList(b, MaxBlocks)
+	return l, c.wrap("blocks", err)
 }
 
 // contentSize returns the whole size, once it is sure that the body begins at

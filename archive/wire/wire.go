@@ -21,6 +21,7 @@ const (
 	PathProof   = "/v1/proof"
 	PathHistory = "/v1/history"
 	PathContent = "/v1/content/" // and the digest in hexadecimal
+	PathBlocks  = "/v1/blocks/"  // likewise
 	PathAdd     = "/v1/add"
 	PathPending = "/v1/pending"
 	PathStatus  = "/v1/status"
@@ -40,6 +41,7 @@ const (
 	MaxPage     = 1 << 12  // names of one proven page
 	MaxFirst    = 1 << 8   // names of the page in an answer
 	MaxProven   = 100      // conflicts that one refusal proves
+	MaxBlocks   = 256      // blocks of one page of a block list
 	maxHistory  = int64(MaxHistory*(2*archive.MaxRecord+2*archive.MaxCertificate) + 1<<10)
 	idleDefault = 30 * time.Second
 )
