@@ -36,6 +36,8 @@ type Peer interface {
 	ProofOf(ctx context.Context, head archive.Digest, n archive.Name) (tree.Proof, error)
 	ProofRange(ctx context.Context, head archive.Digest, from, to []byte, limit int) (tree.Proof, error)
 	Content(ctx context.Context, d archive.Digest, offset int64) (io.ReadCloser, int64, error)
+	ContentPart(ctx context.Context, d archive.Digest, offset, n int64) (io.ReadCloser, int64, error)
+	Blocks(ctx context.Context, d archive.Digest, page uint64) (archive.BlockList, error)
 	HasContent(ctx context.Context, d archive.Digest) (bool, error)
 	PutContent(ctx context.Context, up archive.Upload, size int64, body io.Reader) error
 	Add(ctx context.Context, s archive.Submission) (wire.Ack, error)

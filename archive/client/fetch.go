@@ -27,7 +27,7 @@ func (c *Client) Fetch(ctx context.Context, content archive.Content, w io.Writer
 	if err := os.Remove(f.Name()); err != nil {
 		return fmt.Errorf("spool: %w", err)
 	}
-	if err := c.download(ctx, content, f); err != nil {
+	if err := c.newDownload(content, f).run(ctx); err != nil {
 		return err
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
@@ -39,30 +39,40 @@ func (c *Client) Fetch(ctx context.Context, content archive.Content, w io.Writer
 
 // FetchFile makes the file at path hold a content. It writes beside path and
 // renames once the digest is right and the bytes are on the disk: path is never
-// there in part. It replaces a regular file and nothing else.
+// there in part. It replaces a regular file and nothing else. What was fetched
+// when it is interrupted stays beside path, under a name made of the digest, and
+// the next call goes on from there.
 func (c *Client) FetchFile(ctx context.Context, content archive.Content, path string) error {
 	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
 		return fmt.Errorf("%s is not a regular file", path)
 	}
-	f, err := createBeside(path)
+	f, err := openPart(content, path)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // gone already, if all went well
-	err = c.download(ctx, content, f)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
+	defer f.Close()
+	kept, err := c.fetchInto(ctx, content, f)
+	if err != nil && !kept {
+		os.Remove(f.Name())
 	}
 	if err != nil {
 		return err
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
+		os.Remove(f.Name())
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// fetchInto brings a content into f and onto the disk. When it fails, kept says
+// whether something in f is worth keeping.
+func (c *Client) fetchInto(ctx context.Context, content archive.Content, f *os.File) (kept bool, err error) {
+	d := c.newDownload(content, f)
+	if err := d.run(ctx); err != nil {
+		return d.kept && f.Name() == partName(content, f.Name()), err
+	}
+	return false, f.Sync()
 }
 
 // createBeside makes a new file in path's directory, with the permissions that
@@ -84,20 +94,35 @@ type download struct {
 	f    *os.File
 	hash hash.Hash // of the bytes in f
 	done uint64    // how many
+	kept bool      // f holds blocks that are right, and nothing else but zeros
 
 	from   map[*replica]bool // who sent them
 	bad    map[uint32]error  // why a replica is not asked again
 	errs   map[uint32]error  // why it last failed
+	blamed map[uint32]int    // damaged blocks that a replica sent
 	single *replica          // when blame is sought: the only one to ask
 	moved  time.Time         // when a byte last came
 }
 
-// download fills f, hashing as the bytes come. A source that fails or stalls is
-// left for another, which goes on where it stopped; when the digest of the
-// whole is wrong, it starts again, one source at a time, so that the liar is
+func (c *Client) newDownload(want archive.Content, f *os.File) *download {
+	return &download{c: c, want: want, f: f, bad: make(map[uint32]error), errs: make(map[uint32]error), blamed: make(map[uint32]int)}
+}
+
+// run fills the file: by block, or else as a whole.
+func (d *download) run(ctx context.Context) error {
+	if err := d.byBlocks(ctx); !errors.Is(err, errNoBlocks) {
+		return err
+	}
+	clear(d.bad)
+	d.kept = false
+	return d.asWhole(ctx)
+}
+
+// asWhole fills the file, hashing as the bytes come. A source that fails or
+// stalls is left for another, which goes on where it stopped; when the digest of
+// the whole is wrong, it starts again, one source at a time, so that the liar is
 // found.
-func (c *Client) download(ctx context.Context, want archive.Content, f *os.File) error {
-	d := &download{c: c, want: want, f: f, bad: make(map[uint32]error), errs: make(map[uint32]error)}
+func (d *download) asWhole(ctx context.Context) error {
 	for {
 		if err := d.restart(); err != nil {
 			return err
@@ -105,7 +130,7 @@ func (c *Client) download(ctx context.Context, want archive.Content, f *os.File)
 		if err := d.fill(ctx); err != nil {
 			return err
 		}
-		if archive.Digest(d.hash.Sum(nil)) == want.Digest {
+		if archive.Digest(d.hash.Sum(nil)) == d.want.Digest {
 			return nil
 		}
 		if err := d.blame(); err != nil {

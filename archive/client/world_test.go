@@ -28,12 +28,14 @@ type fake struct {
 	lie      func(archive.Answer) archive.Answer // told in answers
 	liePage  func(tree.Proof) tree.Proof         // told in proofs
 	lieBytes func(io.ReadCloser) io.ReadCloser   // told in contents
-	contents map[archive.Digest][]byte           // held
-	addErr   func(archive.Submission) error      // of Add
-	onAdd    func(archive.Submission)            // after an Add
-	pending  map[archive.Name]bool               // waiting for the next phase
-	calls    map[string]int                      // by method
-	fork     *forge.Epoch                        // shown instead of the newest
+	lieList  func(archive.BlockList) archive.BlockList
+	noBlocks bool                           // as a replica that knows no block lists
+	contents map[archive.Digest][]byte      // held
+	addErr   func(archive.Submission) error // of Add
+	onAdd    func(archive.Submission)       // after an Add
+	pending  map[archive.Name]bool          // waiting for the next phase
+	calls    map[string]int                 // by method
+	fork     *forge.Epoch                   // shown instead of the newest
 }
 
 var _ Peer = (*fake)(nil)
@@ -132,6 +134,31 @@ func (f *fake) Content(ctx context.Context, d archive.Digest, offset int64) (io.
 		body = f.lieBytes(body)
 	}
 	return body, int64(len(b)), nil
+}
+
+func (f *fake) ContentPart(ctx context.Context, d archive.Digest, offset, n int64) (io.ReadCloser, int64, error) {
+	body, size, err := f.Content(ctx, d, offset)
+	if err != nil {
+		return nil, 0, err
+	}
+	return io.NopCloser(io.LimitReader(body, n)), size, nil
+}
+
+func (f *fake) Blocks(ctx context.Context, d archive.Digest, page uint64) (archive.BlockList, error) {
+	if err := f.enter(ctx, "blocks"); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	b, ok := f.contents[d]
+	if !ok || f.noBlocks {
+		return nil, wire.Errorf(wire.CodeMissing, "no such path")
+	}
+	l, err := archive.ReadBlocks(bytes.NewReader(b[min(uint64(len(b)), page*wire.MaxBlocks<<20):]), wire.MaxBlocks)
+	if f.lieList != nil {
+		l = f.lieList(l)
+	}
+	return l, err
 }
 
 func (f *fake) HasContent(ctx context.Context, d archive.Digest) (bool, error) {
