@@ -412,7 +412,7 @@ func (a *auditor) content(ctx context.Context, n archive.Name, c archive.Content
 	}
 	d := c.Digest
 	return a.damage(ctx, Event{Part: PartContent, Name: n, Digest: &d, Detail: err.Error()}, func() error {
-		return a.contents.fetch(ctx, d, c.Size)
+		return a.contents.restore(ctx, c)
 	})
 }
 

@@ -336,6 +336,16 @@ func newContentRepair(store *Store, sources []Source, log *slog.Logger) *content
 	return &contentRepair{store: store, sources: sources, lies: make(map[uint32]int), log: log}
 }
 
+// restore repairs one content: by block if most of it may be there still,
+// otherwise whole.
+func (r *contentRepair) restore(ctx context.Context, c archive.Content) error {
+	err := r.mend(ctx, c)
+	if err == nil || ctx.Err() != nil || errors.Is(err, ErrFull) {
+		return err
+	}
+	return r.fetch(ctx, c.Digest, c.Size)
+}
+
 // fetch fetches one content. It begins with another source each time, so that
 // the work is spread.
 func (r *contentRepair) fetch(ctx context.Context, d archive.Digest, size uint64) error {
