@@ -113,7 +113,7 @@ func TestAddRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, "")
 		for _, f := range b.fakes[:2] {
-			f.err = ErrUpdating
+			f.set(func() { f.err = ErrUpdating })
 			time.AfterFunc(8*time.Second, func() { f.set(func() { f.err = nil }) })
 		}
 		if _, err := b.Client.Add(t.Context(), []Item{item("x", "x")}); err != nil {

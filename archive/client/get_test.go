@@ -114,7 +114,7 @@ func TestGetWithoutQuorum(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, "", "a")
 		b.stop(1, 2)
-		b.fakes[2].err = fmt.Errorf("replica 3: answer: %w", wire.ErrUpdating)
+		b.fakes[2].set(func() { b.fakes[2].err = fmt.Errorf("replica 3: answer: %w", wire.ErrUpdating) })
 		began := time.Now()
 		_, err := b.Client.Get(t.Context(), "a")
 		var nq *NoQuorumError
@@ -170,7 +170,9 @@ func TestGetTakesTheHighest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, "", "a")
 		b.Advance(b.wall(), nil, forge.Bind("b", "b"))
-		b.fakes[0].behind, b.fakes[1].behind = 1, 1
+		for _, f := range b.fakes[:2] {
+			f.set(func() { f.behind = 1 })
+		}
 		for range 20 {
 			res := b.one(t, "a")
 			checkPresent(t, b, res)
@@ -188,14 +190,14 @@ func TestGetNeverGoesBack(t *testing.T) {
 		b.Advance(b.wall(), nil, forge.Bind("b", "b"))
 		b.one(t, "b")
 		for _, f := range b.fakes[:2] {
-			f.behind = 1
+			f.set(func() { f.behind = 1 })
 		}
 		fresh := b.client(t, dir) // another process
 		res, err := fresh.Get(t.Context(), "b")
 		if err != nil || res[0].Record.Epoch != 2 {
 			t.Fatalf("with two rolled back: %v", err)
 		}
-		b.fakes[2].behind = 1
+		b.fakes[2].set(func() { b.fakes[2].behind = 1 })
 		within(t, time.Millisecond, func() {
 			_, err = fresh.Get(t.Context(), "a")
 			wantErr(t, err, ErrStale)
@@ -215,7 +217,7 @@ func TestGetRefusesAFork(t *testing.T) {
 		b.Advance(b.wall(), nil, forge.Bind("b", "b"))
 		b.one(t, "a")
 		for _, f := range b.fakes {
-			f.fork = &other
+			f.set(func() { f.fork = &other })
 		}
 		_, err := b.Client.Get(t.Context(), "a")
 		wantErr(t, err, ErrIntegrity)
@@ -247,8 +249,8 @@ func TestAbsence(t *testing.T) {
 		"one proves that there is more": {func(t *testing.T, b *bed) {
 			b.Advance(at.Add(30*time.Second), []uint32{1, 2, 3}, forge.Bind("nobody", "x"))
 			for _, id := range []uint32{1, 2, 3} {
-				b.fakes[id-1].behind = 1
-				b.fakes[id-1].delay = time.Second // so that replica 4 is heard first
+				b.fakes[id-1].set(func() { b.fakes[id-1].behind = 1 })
+				b.fakes[id-1].set(func() { b.fakes[id-1].delay = time.Second }) // so that replica 4 is heard first
 			}
 			for id, c := range b.Counts { // their devices say so too
 				b.Counts[id] = trust.Counts{Reset: c.Reset - 1}
@@ -320,8 +322,8 @@ func TestWarnings(t *testing.T) {
 		b := newBed(t, "", "a")
 		b.Advance(b.wall(), []uint32{1, 2, 3})
 		b.Disturb(2)
-		b.fakes[2].behind = 1
-		b.fakes[0].err = wire.ErrPin
+		b.fakes[2].set(func() { b.fakes[2].behind = 1 })
+		b.fakes[0].set(func() { b.fakes[0].err = wire.ErrPin })
 		b.first = b.first.Add(7 * time.Hour)
 		s, err := b.Client.open(t.Context(), wire.AnswerRequest{Name: "a"})
 		if err != nil {
@@ -435,7 +437,7 @@ func TestGetFollowsToANewEpoch(t *testing.T) {
 		b := newBed(t, "", names...)
 		b.Advance(b.wall(), nil)
 		for _, f := range b.fakes {
-			f.behind = 1
+			f.set(func() { f.behind = 1 })
 			f.liePage = func(p tree.Proof) tree.Proof { f.set(func() { f.behind = 0 }); return p }
 		}
 		results, err := b.Client.Get(t.Context(), names...)
@@ -497,7 +499,7 @@ func TestListAcrossEpochs(t *testing.T) {
 		b := newBed(t, "", names...)
 		b.Advance(b.wall(), nil, forge.Bind("n000.5", "x"), forge.Bind("n599.5", "x"))
 		for _, f := range b.fakes {
-			f.behind = 1
+			f.set(func() { f.behind = 1 })
 			f.liePage = func(p tree.Proof) tree.Proof { f.set(func() { f.behind = 0 }); return p }
 		}
 		if got := b.list(t, "", nil); !slices.Equal(got, names) {
@@ -523,7 +525,7 @@ func TestStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, "", "a")
 		b.stop(2)
-		b.fakes[2].err = wire.ErrUpdating
+		b.fakes[2].set(func() { b.fakes[2].err = wire.ErrUpdating })
 		sts := b.Client.Status(t.Context())
 		if len(sts) != 4 || sts[0].Err != nil || sts[0].Verified == nil || sts[0].Status.Epoch != 1 {
 			t.Errorf("status %+v", sts[0])
@@ -542,7 +544,9 @@ func TestGetIsNotHeldBack(t *testing.T) {
 		b := newBed(t, "", "a")
 		b.first = b.first.Add(6 * time.Hour)
 		b.Advance(b.wall().Add(-time.Minute), []uint32{2, 3, 4}, forge.Bind("b", "b"))
-		b.fakes[0].behind, b.fakes[1].behind = 1, 1
+		for _, f := range b.fakes[:2] {
+			f.set(func() { f.behind = 1 })
+		}
 		b.fakes[2].delay, b.fakes[3].delay = 3*time.Second, 3*time.Second
 		if got := b.list(t, "", nil); !slices.Equal(got, []archive.Name{"a", "b"}) {
 			t.Errorf("ls: %v", got)
