@@ -44,6 +44,7 @@ func byHand(t *testing.T) func(roster, receipt, content []byte) (string, error) 
 }
 
 func TestReceiptByHand(t *testing.T) {
+	t.Parallel()
 	run := byHand(t)
 	w := world()
 	out, err := run(w.Roster.Bytes(), receiptOf(w).Bytes(), []byte("beta\n"))
@@ -58,6 +59,7 @@ func TestReceiptByHand(t *testing.T) {
 }
 
 func TestFalseReceiptByHand(t *testing.T) {
+	t.Parallel()
 	run := byHand(t)
 	w := world()
 	roster, good, content := w.Roster.Bytes(), receiptOf(w).Bytes(), []byte("beta\n")

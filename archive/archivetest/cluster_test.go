@@ -25,7 +25,7 @@ import (
 )
 
 var (
-	kills  = flag.Int("kills", 12, "how many processes TestKills kills")
+	kills  = flag.Int("kills", 8, "how many processes TestKills kills")
 	seed   = flag.Uint64("seed", 1, "of the random choices of TestKills")
 	rounds = flag.Int("rounds", 3, "how many names TestRace races for")
 )

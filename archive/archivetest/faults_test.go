@@ -127,7 +127,7 @@ func mustAdd(t testing.TB, cl *client.Client, items []client.Item) {
 // there is no quorum. With all up again, an absence is proven.
 func TestStopped(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 4, "software", "@every 6s", 6*time.Second)
+	c := newCluster(t, 4, "software", "@every 4s", 4*time.Second)
 	c.awaitEpoch(1, 1, 2, 3, 4)
 	c.add("stopped/a", "still here")
 	c.awaitEpoch(1, 1, 2, 3, 4)

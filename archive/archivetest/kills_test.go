@@ -30,7 +30,7 @@ import (
 // be bound in the end; and the archive must go on.
 func TestKills(t *testing.T) {
 	t.Parallel()
-	tr := newTrial(t, "@every 5s")
+	tr := newTrial(t, "@every 4s")
 	h := newHistory()
 	stop := make(chan struct{})
 	var all sync.WaitGroup

@@ -129,7 +129,7 @@ func TestHostileReplies(t *testing.T) {
 		{"endless status", func(w http.ResponseWriter, _ *http.Request) { endless(w) }, callStatus},
 		{"endless error", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500); endless(w) }, callStatus},
 		{"not the one form", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{ }`) }, callStatus},
-		{"redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/v1/status", 302) }, callStatus},
+		{"redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/v1/status", http.StatusFound) }, callStatus},
 		{"unknown code", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(418) }, callStatus},
 		{"too many records", func(w http.ResponseWriter, _ *http.Request) {
 			wire.WriteJSON(w, wire.History{Records: make([]wire.SignedRecord, wire.MaxHistory+1)})

@@ -14,7 +14,7 @@ import (
 	"github.com/bonafide-archive/bonafide/tree"
 )
 
-var seeds = flag.Uint64("seeds", 20, "damage trials of each kind")
+var seeds = flag.Uint64("seeds", 8, "damage trials of each kind")
 
 // damages are ways to change the bytes of a file.
 var damages = map[string]func(r *rand.Rand, b []byte) []byte{
