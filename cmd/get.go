@@ -19,7 +19,10 @@ func (a *app) getCommand() *cobra.Command {
 		Short: "Get the content of a name",
 		Long: `Ask all replicas for a name, believe what f+1 of them prove, and fetch the
 content from whichever serves it. Nothing is written before its digest is right:
-to stdout, or to a file that is there whole or not at all.
+to stdout, or to a file that is there whole or not at all. Blocks of 1 MiB are
+checked as they come, and a damaged one is fetched from another replica. What an
+interrupted get has fetched stays beside the file, as .bonafide-part-DIGEST, and
+the next get of that content goes on from there.
 
 A name that is proven absent ends with status 4; one that is only pending is
 absent too. Answers older than what this client has seen before are refused
