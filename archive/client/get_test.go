@@ -253,9 +253,9 @@ func TestAbsence(t *testing.T) {
 				b.fakes[id-1].set(func() { b.fakes[id-1].delay = time.Second }) // so that replica 4 is heard first
 			}
 			for id, c := range b.Counts { // their devices say so too
-				b.Counts[id] = trust.Counts{Reset: c.Reset - 1}
+				b.SetCounts(id, trust.Counts{Reset: c.Reset - 1})
 			}
-			b.Counts[4] = trust.Counts{Reset: 2}
+			b.SetCounts(4, trust.Counts{Reset: 2})
 		}, ErrStale},
 	}
 	for name, tt := range tests {

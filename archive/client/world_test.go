@@ -74,7 +74,7 @@ func (f *fake) now() forge.Epoch {
 	if f.fork != nil {
 		return *f.fork
 	}
-	return f.w.Epochs[len(f.w.Epochs)-1-f.behind]
+	return f.w.Ago(f.behind)
 }
 
 func (f *fake) Answer(ctx context.Context, q wire.AnswerRequest) (archive.Answer, error) {

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
@@ -30,8 +31,11 @@ type Options struct {
 	Prefixes  []string // of the writer
 }
 
-// World is an archive and all its secrets.
+// World is an archive and all its secrets. mu guards what changes, Epochs and
+// Counts, for replicas that answer while it advances.
 type World struct {
+	mu sync.Mutex
+
 	Roster   *archive.Roster
 	Writer   ed25519.PrivateKey
 	Stranger ed25519.PrivateKey // not in the roster
@@ -96,7 +100,28 @@ func (w *World) Key(what string, id uint32) ed25519.PrivateKey {
 }
 
 // Newest returns the newest epoch.
-func (w *World) Newest() Epoch { return w.Epochs[len(w.Epochs)-1] }
+func (w *World) Newest() Epoch { return w.Ago(0) }
+
+// Ago returns the epoch that was the newest n epochs ago.
+func (w *World) Ago(n int) Epoch {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.Epochs[len(w.Epochs)-1-n]
+}
+
+// CountsOf returns the counts of a replica's device.
+func (w *World) CountsOf(id uint32) trust.Counts {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.Counts[id]
+}
+
+// SetCounts changes the counts of a replica's device.
+func (w *World) SetCounts(id uint32, c trust.Counts) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.Counts[id] = c
+}
 
 // IDs returns the replicas, ascending.
 func (w *World) IDs() []uint32 {
@@ -124,15 +149,17 @@ func (w *World) Advance(at time.Time, joined []uint32, bindings ...archive.Bindi
 		w.Disturb(id)
 	}
 	e := w.Fork(at, joined, bindings...)
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.Epochs = append(w.Epochs, e)
 	return e
 }
 
 // Disturb resets a replica's device.
 func (w *World) Disturb(id uint32) {
-	c := w.Counts[id]
+	c := w.CountsOf(id)
 	c.Reset++
-	w.Counts[id] = c
+	w.SetCounts(id, c)
 }
 
 // Fork makes an epoch after the newest, as Advance does, but does not keep it.
@@ -154,7 +181,7 @@ func (w *World) Fork(at time.Time, joined []uint32, bindings ...archive.Binding)
 	}
 	for _, c := range last.Record.Counts {
 		if slices.Contains(joined, c.Replica) {
-			c.Counts = w.Counts[c.Replica]
+			c.Counts = w.CountsOf(c.Replica)
 		}
 		rec.Counts = append(rec.Counts, c)
 	}
@@ -187,9 +214,9 @@ func (w *World) Commit(rec archive.EpochRecord, tick uint64, id uint32) trust.At
 func (w *World) CommitStatement(rec archive.EpochRecord, tick uint64, id uint32) trust.Statement {
 	return trust.Statement{
 		Mode: trust.ModeUpdate, Counter: uint64(rec.Epoch) - 1, Clock: uint64(rec.Epoch) * 1000,
-		Counts: w.Counts[id], Safe: true,
+		Counts: w.CountsOf(id), Safe: true,
 		Slots: trust.Slots{
-			Head: rec.Previous, Epoch: uint64(rec.Epoch) - 1, Tick: tick, Boot: w.Counts[id], Archive: w.Roster.ID(),
+			Head: rec.Previous, Epoch: uint64(rec.Epoch) - 1, Tick: tick, Boot: w.CountsOf(id), Archive: w.Roster.ID(),
 			Committed: trust.Vote{Epoch: uint64(rec.Epoch), Tick: tick, Record: rec.Head()},
 		},
 	}
@@ -199,7 +226,7 @@ func (w *World) CommitStatement(rec archive.EpochRecord, tick uint64, id uint32)
 func (w *World) ServiceStatement(rec archive.EpochRecord, id uint32) trust.Statement {
 	return trust.Statement{
 		Mode: trust.ModeService, Slots: w.Slots(rec), Counter: uint64(rec.Epoch),
-		Clock: uint64(rec.Epoch)*1000 + 500, Counts: w.Counts[id], Safe: true,
+		Clock: uint64(rec.Epoch)*1000 + 500, Counts: w.CountsOf(id), Safe: true,
 	}
 }
 
