@@ -231,7 +231,7 @@ func TestNoLeaks(t *testing.T) {
 	for range 50 {
 		checkPresent(t, b, b.one(t, "a"))
 	}
-	for range 1000 {
+	for range 1_000_000 {
 		if runtime.NumGoroutine() <= before+2 {
 			return
 		}
