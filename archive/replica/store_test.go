@@ -129,12 +129,12 @@ func submissions(t testing.TB, p *Pending) map[archive.Digest]bool {
 // What Put has taken is there after a restart, also when many come at once; the
 // counts follow.
 func TestPending(t *testing.T) {
-	a := archivetest.NewRoster(t, 4)
+	a, now := archivetest.NewRoster(t, 4), time.Now()
 	path := filepath.Join(t.TempDir(), pendingFile)
 	p := openBuffer(t, path)
 	var wg sync.WaitGroup
 	for i := range 50 {
-		sub := a.Submission(time.Now(), files(fmt.Sprint("p", i%25), 2)) // each twice
+		sub := a.Submission(now, files(fmt.Sprint("p", i%25), 2)) // each twice
 		wg.Go(func() {
 			if err := p.Put(sub); err != nil {
 				t.Error(err)
@@ -142,7 +142,7 @@ func TestPending(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	first := a.Submission(time.Now(), files("p0", 2))
+	first := a.Submission(now, files("p0", 2))
 	check := func(n uint64) {
 		t.Helper()
 		if got := p.Total(); got.Names != 2*n || uint64(len(submissions(t, p))) != n || p.Stats(first.Writer) != got {
