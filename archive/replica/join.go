@@ -301,7 +301,7 @@ func (p *phase) gatherTick(ctx context.Context, window time.Time) (tick uint64, 
 	})
 	switch {
 	case err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
-		return 0, p.lookOn(ctx)
+		return 0, p.tooFew()
 	case err != nil || over:
 		return 0, err
 	}
@@ -342,18 +342,6 @@ func (p *phase) isOver() bool {
 	}
 	return p.caughtUp && away > p.Roster.F && time.Since(p.began) > p.Roster.Limits.Grace.Std() &&
 		p.base.Due(p.Roster.Schedule).After(p.Now())
-}
-
-// lookOn is what is left when the join window ends: nothing, if no quorum came;
-// else, for a replica that cannot vote itself, the epoch that the others make.
-func (p *phase) lookOn(ctx context.Context) error {
-	p.know.Lock()
-	enough := p.present() > p.Roster.Quorum()
-	p.know.Unlock()
-	if !enough {
-		return p.tooFew()
-	}
-	return p.know.wait(ctx, func() (bool, error) { return p.isOver(), p.isBehind() })
 }
 
 // tooFew is the end of a join window in which no quorum came.
