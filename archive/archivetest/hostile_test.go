@@ -54,6 +54,8 @@ func TestHostile(t *testing.T) {
 	c.unharmed()
 	t.Run("garbage in a phase", c.garbageInPhase)
 	c.unharmed()
+	t.Run("taken port", c.takenPort)
+	c.unharmed()
 }
 
 // siege is a cluster and who asks it for what no client of ours would.
@@ -411,6 +413,27 @@ func (c *siege) twoServe(t *testing.T) {
 		return err == nil
 	})
 	c.fails(11, "in use by another process", "-q", "serve", "--dir", dir)
+}
+
+// takenPort starts a replica whose address another process has: it says so, and
+// is well again when it is free.
+func (c *siege) takenPort(t *testing.T) {
+	c = c.at(t)
+	c.serve[4].Stop(syscall.SIGTERM)
+	m, _ := c.roster.Replica(4)
+	l, err := net.Listen("tcp", m.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := c.serve[4].Restart(); err != nil {
+		t.Fatal(err)
+	}
+	archivetest.Eventually(t, 60*time.Second, "the reason is told", func() bool {
+		return strings.Contains(c.serve[4].Output(), "no epoch: update: listen for peers: listen tcp "+m.Address+": bind: address already in use")
+	})
+	l.Close()
+	c.next()
 }
 
 // garbageInService leaves strangers connected to both ports of all replicas
