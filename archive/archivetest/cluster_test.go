@@ -263,12 +263,6 @@ func (c *cluster) bind(name, content string) {
 	c.next()
 }
 
-// add binds a name through the command line and waits for it.
-func (c *cluster) add(name, content string) {
-	c.t.Helper()
-	c.ok("add", name, c.write("in-"+strings.ReplaceAll(name, "/", "_"), []byte(content)), "--wait", "--timeout", "60s")
-}
-
 // get returns the bytes that a name is bound to.
 func (c *cluster) get(name string) string {
 	c.t.Helper()
