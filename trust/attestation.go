@@ -107,12 +107,19 @@ func EncodeTPM(path Path, slots, counter Certified) (Attestation, error) {
 	return b, nil
 }
 
+// SignSoftware signs s over root.
+func SignSoftware(key ed25519.PrivateKey, s Statement, root [32]byte) Signed {
+	body := s.bytes()
+	body = append(body, ed25519.Sign(key, softwareMessage(root, body))...)
+	return func(p Path) (Attestation, error) {
+		return append(p.append(append([]byte(attestationV1), formSoftware)), body...), nil
+	}
+}
+
 // EncodeSoftware signs s in answer to n alone and returns the attestation.
 func EncodeSoftware(key ed25519.PrivateKey, s Statement, n Nonce) Attestation {
-	body := s.bytes()
-	b := Path{}.append(append([]byte(attestationV1), formSoftware))
-	b = append(b, body...)
-	return append(b, ed25519.Sign(key, softwareMessage(Path{}.Root(n), body))...)
+	a, _ := SignSoftware(key, s, Path{}.Root(n))(Path{}) // never fails
+	return a
 }
 
 // softwareMessage is what a software MAS signs:

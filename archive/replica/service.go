@@ -23,7 +23,7 @@ import (
 const (
 	maxConns    = 1024
 	maxRequests = 4096 // of all kinds, on all connections
-	maxAnswers  = 256  // waiting for the MAS
+	maxAnswers  = 2048 // waiting for the MAS, which answers all at once
 	maxUploads  = 32
 	maxAdds     = 32
 )

@@ -87,7 +87,10 @@ func public(seed []byte) ed25519.PublicKey {
 
 // A MAS is one process's hold on the device in a directory. Nothing of the
 // state is kept in memory: another process may change it at any time.
-type MAS struct{ dir string }
+type MAS struct {
+	dir   string
+	batch *trust.Batch
+}
 
 var _ trust.MAS = (*MAS)(nil)
 
@@ -96,7 +99,9 @@ func Open(dir string) (*MAS, error) {
 	if err := locked(dir, func() error { _, err := read(dir); return err }); err != nil {
 		return nil, fmt.Errorf("open device: %w", err)
 	}
-	return &MAS{dir: dir}, nil
+	m := &MAS{dir: dir}
+	m.batch = trust.NewBatch(m.certify)
+	return m, nil
 }
 
 // Profile returns trust.ProfileSoftware.
@@ -140,20 +145,26 @@ func (m *MAS) Lock(ctx context.Context) error {
 
 // Lookup implements trust.MAS.
 func (m *MAS) Lookup(ctx context.Context, n trust.Nonce) (trust.Attestation, error) {
+	a, err := m.batch.Lookup(ctx, n)
+	return a, wrap("look up", err)
+}
+
+// certify is a trust.Certifier.
+func (m *MAS) certify(ctx context.Context, root [32]byte) (trust.Signed, error) {
 	s, err := m.look(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("look up: %w", err)
+		return nil, err
 	}
 	slots, err := trust.ParseSlots(s.Slots)
 	if err != nil {
-		return nil, fmt.Errorf("look up: %w", err)
+		return nil, err
 	}
 	st := trust.Statement{
 		Mode: s.Mode, Slots: slots, Counter: s.Counter, Safe: true,
 		Clock:  uint64(max(0, time.Now().UnixMilli()-s.Born)),
 		Counts: trust.Counts{Reset: s.Reset, Restart: s.Restart},
 	}
-	return trust.EncodeSoftware(ed25519.NewKeyFromSeed(s.Key), st, n), nil
+	return trust.SignSoftware(ed25519.NewKeyFromSeed(s.Key), st, root), nil
 }
 
 // AgreementKey implements trust.MAS.

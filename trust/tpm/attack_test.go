@@ -168,7 +168,7 @@ func state(t *testing.T, d trusttest.Device, m trust.MAS) trust.Statement {
 	return s
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

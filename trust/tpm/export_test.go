@@ -54,6 +54,6 @@ func (s *Swtpm) Suspend(ctx context.Context, startup tpm2.TPMSU) error {
 }
 
 // Attest certifies slots and counter over a root of many nonces.
-func (m *MAS) Attest(ctx context.Context, root [32]byte) (slots, counter trust.Certified, err error) {
+func (m *MAS) Attest(ctx context.Context, root [32]byte) (trust.Signed, error) {
 	return m.attest(ctx, root)
 }

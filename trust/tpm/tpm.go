@@ -41,8 +41,9 @@ const (
 // connection, so that several processes can take turns at one swtpm, and none
 // has to know when another power-cycled it.
 type MAS struct {
-	line *line
-	key  tpm2.NamedHandle // attestation key
+	line  *line
+	key   tpm2.NamedHandle // attestation key
+	batch *trust.Batch
 }
 
 var _ trust.MAS = (*MAS)(nil)
@@ -55,6 +56,7 @@ func Open(ctx context.Context, t Target) (*MAS, error) {
 		return nil, fmt.Errorf("open tpm: %w", err)
 	}
 	m := &MAS{line: l}
+	m.batch = trust.NewBatch(m.attest)
 	if err := l.do(ctx, m.find); err != nil {
 		return nil, fmt.Errorf("open tpm: %w", errors.Join(err, l.close()))
 	}
@@ -117,23 +119,28 @@ func modeError(err error) error {
 
 // Lookup implements trust.MAS.
 func (m *MAS) Lookup(ctx context.Context, n trust.Nonce) (trust.Attestation, error) {
-	slots, counter, err := m.attest(ctx, trust.Path{}.Root(n))
+	a, err := m.batch.Lookup(ctx, n)
 	if err != nil {
 		return nil, fmt.Errorf("look up: %w", err)
 	}
-	return trust.EncodeTPM(trust.Path{}, slots, counter)
+	return a, nil
 }
 
-// attest has the TPM certify slots, then counter, over one root.
-func (m *MAS) attest(ctx context.Context, root [32]byte) (slots, counter trust.Certified, err error) {
-	err = m.line.do(ctx, func(c transport.TPM) error {
+// attest is a trust.Certifier: it has the TPM certify slots, then counter, over
+// one root.
+func (m *MAS) attest(ctx context.Context, root [32]byte) (trust.Signed, error) {
+	var slots, counter trust.Certified
+	err := m.line.do(ctx, func(c transport.TPM) (err error) {
 		if slots, err = m.certify(c, SlotsIndex, trust.SlotsSize, root); err != nil {
 			return err
 		}
 		counter, err = m.certify(c, CounterIndex, counterSize, root)
 		return err
 	})
-	return slots, counter, err
+	if err != nil {
+		return nil, err
+	}
+	return func(p trust.Path) (trust.Attestation, error) { return trust.EncodeTPM(p, slots, counter) }, nil
 }
 
 func (m *MAS) certify(c transport.TPM, h tpm2.TPMHandle, size uint16, root [32]byte) (trust.Certified, error) {

@@ -13,7 +13,7 @@ import (
 )
 
 // needSwtpm skips where there is no swtpm, unless the environment forbids it.
-func needSwtpm(t *testing.T) {
+func needSwtpm(t testing.TB) {
 	t.Helper()
 	if _, err := exec.LookPath("swtpm"); err == nil {
 		return
@@ -24,7 +24,7 @@ func needSwtpm(t *testing.T) {
 	t.Skip("swtpm is not installed (apt install swtpm)")
 }
 
-func startSwtpm(t *testing.T) (s *tpm.Swtpm, dir string) {
+func startSwtpm(t testing.TB) (s *tpm.Swtpm, dir string) {
 	t.Helper()
 	needSwtpm(t)
 	dir = t.TempDir()
@@ -40,7 +40,7 @@ func startSwtpm(t *testing.T) (s *tpm.Swtpm, dir string) {
 	return s, dir
 }
 
-func open(t *testing.T, target tpm.Target) *tpm.MAS {
+func open(t testing.TB, target tpm.Target) *tpm.MAS {
 	t.Helper()
 	m, err := tpm.Open(t.Context(), target)
 	if err != nil {
@@ -61,7 +61,7 @@ func cycle(t *testing.T, s *tpm.Swtpm) {
 	}
 }
 
-func provision(t *testing.T) (*tpm.Swtpm, trusttest.Device) {
+func provision(t testing.TB) (*tpm.Swtpm, trusttest.Device) {
 	t.Helper()
 	s, _ := startSwtpm(t)
 	id, key, err := tpm.Provision(t.Context(), s.Target(), rand.Reader)
