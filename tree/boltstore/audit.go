@@ -146,7 +146,7 @@ func (a *auditor) pairs(tx *bolt.Tx) error {
 // readRows reads the digests of level l, as far as they can be read.
 func (a *auditor) readRows(l int) (rows []item) {
 	err := guard(func() error {
-		return a.r.items(l+1, span{}, func(it item) error {
+		return a.r.items(l+1, span{}, func(it *item) error {
 			rows = append(rows, item{name: bytes.Clone(it.name), digest: it.digest})
 			return nil
 		})
@@ -193,7 +193,7 @@ func (a *auditor) row(r *reader, l int, rows []item, i int) {
 func (a *auditor) chunk(r *reader, l int, s span, want tree.Hash) error {
 	fold := &r.fold
 	fold.Reset()
-	err := r.items(l, s, func(it item) error {
+	err := r.items(l, s, func(it *item) error {
 		if l == 0 && fold.Len() > 0 && tree.Height(it.digest) > 0 {
 			return fmt.Errorf("%w: %q does not begin a chunk", ErrDamaged, it.name)
 		}

@@ -17,6 +17,7 @@ type batch struct {
 	size    int    // of the pairs
 	apart   bool   // each pair has memory of its own
 	mem     []byte // else they lie here
+	leaf    tree.LeafHasher
 	digests []tree.Hash
 	hashed  chan struct{}
 }
@@ -49,7 +50,7 @@ func (b *batch) room(n int) []byte {
 func (b *batch) hash() {
 	b.digests = b.digests[:0]
 	for _, p := range b.pairs {
-		b.digests = append(b.digests, tree.LeafHash(p.Name, p.Val))
+		b.digests = append(b.digests, b.leaf.Hash(p.Name, p.Val))
 	}
 	b.hashed <- struct{}{}
 }

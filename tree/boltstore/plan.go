@@ -117,6 +117,7 @@ type splitter struct {
 	old      tree.Fold // the former chunk,
 	forked   bool      // once it differs from now
 	open     change    // the chunk that now digests
+	kept     change    // memory for an item that is as it was
 	chunks   []change  // those that changed
 	inserted uint64
 }
@@ -237,15 +238,16 @@ func (sp *splitter) split(c former, s span, items []change) error {
 }
 
 // row takes a stored item, after the new ones below it.
-func (sp *splitter) row(it item) error {
+func (sp *splitter) row(it *item) error {
 	for len(sp.items) > 0 && bytes.Compare(sp.items[0].name, it.name) < 0 {
 		if err := sp.change(it.name); err != nil {
 			return err
 		}
 	}
-	c := change{name: it.name, now: it.digest}
+	c := &sp.kept
+	c.name, c.now = it.name, it.digest
 	if len(sp.items) > 0 && bytes.Equal(sp.items[0].name, it.name) {
-		x := sp.items[0]
+		x := &sp.items[0]
 		sp.items = sp.items[1:]
 		if err := sp.same(x, it); err != nil {
 			return err
@@ -257,12 +259,12 @@ func (sp *splitter) row(it item) error {
 	if sp.level == 0 {
 		c.height = tree.Height(it.digest)
 	}
-	sp.add(c, it.digest)
+	sp.add(c, &it.digest)
 	return nil
 }
 
 // same checks a changed item that has the row it.
-func (sp *splitter) same(x change, it item) error {
+func (sp *splitter) same(x *change, it *item) error {
 	switch {
 	case sp.level == 0 && !bytes.Equal(x.val, it.val):
 		return fmt.Errorf("%w: %q", ErrBound, x.name)
@@ -275,7 +277,7 @@ func (sp *splitter) same(x change, it item) error {
 // change takes the next changed item, of which there is no row in the span;
 // the next row is called next.
 func (sp *splitter) change(next []byte) error {
-	c := sp.items[0]
+	c := &sp.items[0]
 	sp.items = sp.items[1:]
 	if sp.stored() {
 		if !c.fresh {
@@ -286,11 +288,11 @@ func (sp *splitter) change(next []byte) error {
 		}
 	}
 	if sp.level == 0 {
-		c.now = tree.LeafHash(c.name, c.val)
+		c.now = sp.r.leaf.Hash(c.name, c.val)
 		c.height = tree.Height(c.now)
 	}
 	sp.inserted++
-	sp.add(c, tree.Hash{})
+	sp.add(c, &tree.Hash{})
 	return nil
 }
 
@@ -314,14 +316,14 @@ func (sp *splitter) find(name, next []byte) error {
 }
 
 // add appends an item that now has the digest c.now, and had old unless fresh.
-func (sp *splitter) add(c change, old tree.Hash) {
+func (sp *splitter) add(c *change, old *tree.Hash) {
 	cut := c.height > sp.level && sp.now.Len() > 0
-	if !sp.forked && (cut || c.fresh || c.now != old) {
+	if !sp.forked && (cut || c.fresh || c.now != *old) {
 		sp.old.Set(&sp.now)
 		sp.forked = true
 	}
 	if sp.forked && !c.fresh {
-		sp.old.Add(old)
+		sp.old.Add(*old)
 	}
 	if cut {
 		sp.close()

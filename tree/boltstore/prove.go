@@ -167,8 +167,8 @@ func (r *reader) show(p tree.Proof, l int, s span, chunk tree.Hash, w window) (t
 func (r *reader) gather(l int, s span) error {
 	m := &r.scratch[l]
 	m.items, m.digests = m.items[:0], m.digests[:0]
-	return r.items(l, s, func(it item) error {
-		m.items, m.digests = append(m.items, it), append(m.digests, it.digest)
+	return r.items(l, s, func(it *item) error {
+		m.items, m.digests = append(m.items, *it), append(m.digests, it.digest)
 		return nil
 	})
 }

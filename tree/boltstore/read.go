@@ -16,6 +16,7 @@ type reader struct {
 	leaves *bolt.Bucket
 	state  state
 	fold   tree.Fold // for whoever has the reader
+	leaf   tree.LeafHasher
 
 	scratch  *scratch // while it makes a proof
 	outlines *outlines
@@ -62,15 +63,20 @@ func appendKey(key, name []byte) []byte {
 }
 
 // chunkRow undoes chunkKey and checks the row's form.
-func chunkRow(k, v []byte) (item, error) {
+func chunkRow(k, v []byte) (it item, err error) {
+	err = it.chunkRow(k, v)
+	return it, err
+}
+
+func (it *item) chunkRow(k, v []byte) error {
 	if len(v) != len(tree.Hash{}) || !(len(k) == 1 && k[0] == 0 || len(k) > 1 && k[0] == 1) {
-		return item{}, fmt.Errorf("%w: bad chunk row", ErrDamaged)
+		return fmt.Errorf("%w: bad chunk row", ErrDamaged)
 	}
-	it := item{digest: tree.Hash(v)}
+	it.name, it.digest = nil, tree.Hash(v)
 	if k[0] == 1 {
 		it.name = k[1:]
 	}
-	return it, nil
+	return nil
 }
 
 // checkLeaf checks a leaf's form; a nil value is a nested bucket.
@@ -81,11 +87,12 @@ func checkLeaf(k, v []byte) error {
 	return nil
 }
 
-func leafRow(k, v []byte) (item, error) {
+func (it *item) leafRow(k, v []byte, h *tree.LeafHasher) error {
 	if err := checkLeaf(k, v); err != nil {
-		return item{}, err
+		return err
 	}
-	return item{name: k, val: v, digest: tree.LeafHash(k, v)}, nil
+	it.name, it.val, it.digest = k, v, h.Hash(k, v)
+	return nil
 }
 
 // span is a run of names, from <= name < to; nil is no bound.
@@ -103,29 +110,30 @@ func (s span) part(items []item, i int) span {
 func (s span) before(name []byte) bool { return s.to == nil || bytes.Compare(name, s.to) < 0 }
 
 // items calls fn for each item of level l that begins within s, in order. The
-// first one must begin exactly at s.from.
-func (r *reader) items(l int, s span, fn func(item) error) error {
+// first one must begin exactly at s.from. The item is used again for the next.
+func (r *reader) items(l int, s span, fn func(*item) error) error {
+	var it item
 	if l == 0 {
-		return scan(r.leaves.Cursor(), s.from, s.from != nil, s, leafRow, fn)
+		row := func(k, v []byte) error { return it.leafRow(k, v, &r.leaf) }
+		return scan(r.leaves.Cursor(), s.from, s.from != nil, s, &it, row, fn)
 	}
 	b, err := r.chunks(l - 1)
 	if err != nil {
 		return err
 	}
-	return scan(b.Cursor(), chunkKey(s.from), true, s, chunkRow, fn)
+	return scan(b.Cursor(), chunkKey(s.from), true, s, &it, it.chunkRow, fn)
 }
 
-// scan reads rows from key on; exact means that there must be one of that key.
-// Names that do not increase are damage.
-func scan(c *bolt.Cursor, key []byte, exact bool, s span, row func(k, v []byte) (item, error), fn func(item) error) error {
+// scan reads rows from key on, each by row into it; exact means that there must
+// be one of that key. Names that do not increase are damage.
+func scan(c *bolt.Cursor, key []byte, exact bool, s span, it *item, row func(k, v []byte) error, fn func(*item) error) error {
 	var last []byte
 	first := true
 	for k, v := seek(c, key); k != nil; k, v = c.Next() {
 		if first && exact && !bytes.Equal(k, key) {
 			break
 		}
-		it, err := row(k, v)
-		if err != nil {
+		if err := row(k, v); err != nil {
 			return err
 		}
 		if !first && bytes.Compare(last, it.name) >= 0 {
