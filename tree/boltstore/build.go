@@ -91,12 +91,13 @@ func build(ctx context.Context, temp string, pairs iter.Seq2[tree.Pair, error]) 
 	}
 	s.db.NoSync = true // one sync at the end
 	b := &builder{db: s.db}
-	h := tree.NewChunkHasher(b.putChunk)
-	l := newLine(ctx, func(batch *batch) error { return b.putLeaves(batch, h) })
+	var f folder
+	l := newLine(ctx, f.fold, b.putBatch)
+	f.h = tree.NewChunkHasher(f.emit)
 	err = l.end(l.load(pairs))
 	var st state
 	if err == nil {
-		st, err = b.finish(h)
+		st, err = b.finish(&f)
 	}
 	return st, errors.Join(err, b.abandon(), s.Close())
 }
@@ -171,20 +172,42 @@ func (b *builder) abandon() error {
 	return b.tx.Rollback()
 }
 
-// putChunk stores the digest of a chunk.
-func (b *builder) putChunk(c tree.Chunk) error {
-	return b.put(chunksBucket(c.Level), chunkKey(c.First), bytes.Clone(c.Digest[:]))
+// putChunks stores the digests of the chunks of a batch.
+func (b *builder) putChunks(batch *batch) error {
+	for _, c := range batch.chunks {
+		if err := b.put(chunksBucket(c.Level), chunkKey(c.First), bytes.Clone(c.Digest[:])); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// putLeaves stores a batch and adds it to h.
-func (b *builder) putLeaves(batch *batch, h *tree.Hasher) error {
-	for i, p := range batch.pairs {
-		if err := h.AddLeaf(p.Name, batch.digests[i]); err != nil {
-			return fmt.Errorf("%q: %w", p.Name, err)
-		}
+// folder computes the tree of the batches, and gives each the chunks that are
+// complete with it.
+type folder struct {
+	h   *tree.Hasher
+	cur *batch
+}
+
+func (f *folder) fold(b *batch) error {
+	f.cur = b
+	return b.addTo(f.h)
+}
+
+func (f *folder) emit(c tree.Chunk) error {
+	f.cur.chunks = append(f.cur.chunks, c)
+	return nil
+}
+
+// putBatch stores a batch.
+func (b *builder) putBatch(batch *batch) error {
+	for _, p := range batch.pairs {
 		if err := b.put(leavesBucket, p.Name, bytes.Clone(p.Val)); err != nil {
 			return err
 		}
+	}
+	if err := b.putChunks(batch); err != nil {
+		return err
 	}
 	if b.tx != nil && b.rows >= commitRows {
 		return b.commit()
@@ -192,13 +215,17 @@ func (b *builder) putLeaves(batch *batch, h *tree.Hasher) error {
 	return nil
 }
 
-// finish writes what h still holds and the state, and syncs the file.
-func (b *builder) finish(h *tree.Hasher) (state, error) {
-	root, levels, err := h.Finish()
+// finish writes what f still holds and the state, and syncs the file.
+func (b *builder) finish(f *folder) (state, error) {
+	f.cur = new(batch)
+	root, levels, err := f.h.Finish()
 	if err != nil {
 		return state{}, err
 	}
-	st := state{count: h.Count(), levels: levels, root: root}
+	if err := b.putChunks(f.cur); err != nil {
+		return state{}, err
+	}
+	st := state{count: f.h.Count(), levels: levels, root: root}
 	if err := b.put(metaBucket, stateKey, st.bytes()); err != nil {
 		return state{}, err
 	}

@@ -20,11 +20,12 @@ type batch struct {
 	leaf    tree.LeafHasher
 	digests []tree.Hash
 	hashed  chan struct{}
+	chunks  []tree.Chunk // for Build: those complete with these pairs
 }
 
 func (b *batch) full() bool { return len(b.pairs) >= batchRows || b.size >= batchBytes }
 
-func (b *batch) empty() { b.mem, b.pairs, b.size = b.mem[:0], b.pairs[:0], 0 }
+func (b *batch) empty() { b.mem, b.pairs, b.chunks, b.size = b.mem[:0], b.pairs[:0], b.chunks[:0], 0 }
 
 // add copies a pair. What was copied before stays where it is.
 func (b *batch) add(name, val []byte) {
@@ -52,7 +53,7 @@ func (b *batch) hash() {
 	for _, p := range b.pairs {
 		b.digests = append(b.digests, b.leaf.Hash(p.Name, p.Val))
 	}
-	b.hashed <- struct{}{}
+	close(b.hashed)
 }
 
 // addTo adds the pairs to h.
@@ -66,7 +67,7 @@ func (b *batch) addTo(h *tree.Hasher) error {
 }
 
 // line makes the leaf digests of batches on all processors and hands them on
-// in the order in which they came, in a goroutine of its own.
+// in the order in which they came, from stage to stage, each a goroutine.
 type line struct {
 	ctx   context.Context
 	stop  context.CancelCauseFunc
@@ -76,14 +77,14 @@ type line struct {
 	wg    sync.WaitGroup
 }
 
-// newLine begins a line that ends at sink. sink must not keep what it gets.
-func newLine(ctx context.Context, sink func(*batch) error) *line {
+// newLine begins a line of these stages. They must not keep what they get.
+func newLine(ctx context.Context, stages ...func(*batch) error) *line {
 	workers := runtime.GOMAXPROCS(0)
 	depth := 4 * workers
 	l := &line{free: make(chan *batch, depth), work: make(chan *batch, depth), order: make(chan *batch, depth)}
 	l.ctx, l.stop = context.WithCancelCause(ctx)
 	for range depth {
-		l.free <- &batch{hashed: make(chan struct{}, 1)}
+		l.free <- new(batch)
 	}
 	for range workers {
 		l.wg.Go(func() {
@@ -92,7 +93,15 @@ func newLine(ctx context.Context, sink func(*batch) error) *line {
 			}
 		})
 	}
-	l.wg.Go(func() { l.drain(sink) })
+	next := l.order
+	for i, do := range stages {
+		in, out := next, l.free
+		if i < len(stages)-1 {
+			out = make(chan *batch, depth)
+		}
+		l.wg.Go(func() { l.stage(in, out, do) })
+		next = out
+	}
 	return l
 }
 
@@ -104,6 +113,7 @@ func (l *line) next() (*batch, error) {
 	select {
 	case b := <-l.free:
 		b.empty()
+		b.hashed = make(chan struct{})
 		return b, nil
 	case <-l.ctx.Done():
 		return nil, context.Cause(l.ctx)
@@ -116,15 +126,19 @@ func (l *line) put(b *batch) {
 	l.work <- b
 }
 
-func (l *line) drain(sink func(*batch) error) {
-	for b := range l.order {
+// stage does one step for all batches, and passes them on.
+func (l *line) stage(in, out chan *batch, do func(*batch) error) {
+	for b := range in {
 		<-b.hashed
 		if l.ctx.Err() == nil {
-			if err := sink(b); err != nil {
+			if err := do(b); err != nil {
 				l.stop(err)
 			}
 		}
-		l.free <- b
+		out <- b
+	}
+	if out != l.free {
+		close(out)
 	}
 }
 
