@@ -23,6 +23,7 @@ type Damage struct {
 	// had from elsewhere. Above, only digests are: the pairs suffice.
 	Level  int
 	Reason string
+	torn   bool // pages cannot be read: what they held is missing
 }
 
 func (d Damage) String() string {
@@ -41,6 +42,35 @@ func bound(name []byte, none string) string {
 // the tree with that root is there and found, and no other. The error says
 // why the audit could not be finished, never what it found.
 func (s *Store) Audit(ctx context.Context, want tree.Hash) ([]Damage, error) {
+	found, err := s.audit(ctx, want)
+	return merged(found), err
+}
+
+// Salvage is Audit for a repair. all is what Audit reports. least are ranges that
+// must be had from elsewhere at the least: unreadable pages, and chunks with
+// wrong pairs where all pages can be read. If the pages are the only damage,
+// the readable pairs outside least are right, also in a chunk that lost others;
+// the root of the repaired tree tells.
+func (s *Store) Salvage(ctx context.Context, want tree.Hash) (least, all []Damage, err error) {
+	found, err := s.audit(ctx, want)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, d := range found {
+		tornIn := func(t Damage) bool { return t.torn && t.Level < maxLevels && t.meets(d) }
+		if d.Level == 0 && (d.torn || !slices.ContainsFunc(found, tornIn)) {
+			least = append(least, d)
+		}
+	}
+	return merged(least), merged(found), nil
+}
+
+// meets says whether two ranges have a name in common.
+func (d Damage) meets(o Damage) bool {
+	return span{d.From, d.To}.before(o.From) && span{o.From, o.To}.before(d.From)
+}
+
+func (s *Store) audit(ctx context.Context, want tree.Hash) ([]Damage, error) {
 	rs, err := s.snapshot()
 	if err != nil {
 		return nil, fmt.Errorf("audit tree: %w", err)
@@ -49,6 +79,7 @@ func (s *Store) Audit(ctx context.Context, want tree.Hash) ([]Damage, error) {
 	a := auditor{ctx: ctx, want: want, rs: rs}
 	err = guard(func() error { return a.pages(s, rs[0].tx) })
 	if err == nil {
+		a.joinTorn()
 		err = guard(a.run)
 	}
 	if errors.Is(err, ErrDamaged) {
@@ -58,7 +89,7 @@ func (s *Store) Audit(ctx context.Context, want tree.Hash) ([]Damage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("audit tree: %w", err)
 	}
-	return merged(a.damages), nil
+	return a.damages, nil
 }
 
 type auditor struct {
@@ -71,12 +102,32 @@ type auditor struct {
 	count   atomic.Uint64
 	mu      sync.Mutex // guards damages
 	damages []Damage
+	torn    []Damage // those of pages, sorted by level and name
 }
 
 func (a *auditor) report(s span, l int, reason error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.damages = append(a.damages, Damage{bytes.Clone(s.from), bytes.Clone(s.to), l, reason.Error()})
+	a.damages = append(a.damages, damaged(s, l, reason))
+}
+
+func damaged(s span, l int, reason error) Damage {
+	return Damage{From: bytes.Clone(s.from), To: bytes.Clone(s.to), Level: l, Reason: reason.Error()}
+}
+
+// tear reports pages of level l that cannot be read.
+func (a *auditor) tear(s span, l int, reason error) {
+	d := damaged(s, l, reason)
+	d.torn = true
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.damages = append(a.damages, d)
+}
+
+// joinTorn joins what the pages showed, all of which is torn.
+func (a *auditor) joinTorn() {
+	a.damages = merged(a.damages)
+	a.torn = slices.Clone(a.damages)
 }
 
 // merged returns the damages sorted, those of one level that meet as one.
@@ -143,22 +194,38 @@ func (a *auditor) pairs(tx *bolt.Tx) error {
 	return a.ctx.Err()
 }
 
-// readRows reads the digests of level l, as far as they can be read.
+// readRows reads the digests of level l, as far as they can be read, and goes on
+// behind pages that cannot.
 func (a *auditor) readRows(l int) (rows []item) {
-	err := guard(func() error {
-		return a.r.items(l+1, span{}, func(it *item) error {
-			rows = append(rows, item{name: bytes.Clone(it.name), digest: it.digest})
-			return nil
+	for from, more := []byte(nil), true; more; {
+		err := guard(func() error {
+			return a.r.items(l+1, span{from: from}, func(it *item) error {
+				rows = append(rows, item{name: bytes.Clone(it.name), digest: it.digest})
+				return nil
+			})
 		})
-	})
-	if err != nil {
-		s := span{}
-		if n := len(rows); n > 0 {
+		if err == nil {
+			break
+		}
+		s := span{from: from}
+		if n := len(rows); n > 0 && bytes.Compare(rows[n-1].name, from) > 0 {
 			s.from = rows[n-1].name
 		}
+		from, more = a.behind(l+1, s.from)
+		s.to = from
 		a.report(s, l+1, err)
 	}
 	return rows
+}
+
+// behind is where the pages of level l can be read again after name.
+func (a *auditor) behind(l int, name []byte) (from []byte, ok bool) {
+	for _, d := range a.torn {
+		if d.Level == l && d.To != nil && bytes.Compare(d.To, name) > 0 {
+			return d.To, true
+		}
+	}
+	return nil, false
 }
 
 // level compares the digests of level l with what they are made of.

@@ -286,6 +286,17 @@ func (w *pages) bucket(name string, val []byte) {
 	}
 }
 
+// names is a span of chunk keys as one of names.
+func (s span) names() (n span) {
+	if len(s.from) > 1 {
+		n.from = s.from[1:]
+	}
+	if len(s.to) > 1 {
+		n.to = s.to[1:]
+	}
+	return n
+}
+
 // freelist checks that no page in use is listed as free: the next write would
 // overwrite it.
 func (w *pages) freelist(txid uint64) {
@@ -347,12 +358,12 @@ func (a *auditor) pages(s *Store, tx *bolt.Tx) error {
 	cyclic, err := s.checkPages(tx, false, func(bucket string, s span, err error) {
 		switch l, isChunks := strings.CutPrefix(bucket, "chunks/"); {
 		case bucket == string(leavesBucket):
-			a.report(s, 0, err)
+			a.tear(s, 0, err)
 		case isChunks:
 			n, _ := strconv.Atoi(l)
-			a.report(span{}, n+1, err)
+			a.tear(s.names(), n+1, err)
 		default:
-			a.report(span{}, maxLevels, err)
+			a.tear(span{}, maxLevels, err)
 		}
 	})
 	if cyclic {
