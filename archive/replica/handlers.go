@@ -40,6 +40,7 @@ func PeerHandler(store *Store, trees Trees, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.PathHistory, p.replying(p.history))
 	mux.HandleFunc("GET "+wire.PathProof, p.replying(p.proof))
+	mux.HandleFunc("GET "+wire.PathChanges, p.replying(p.changes))
 	mux.HandleFunc("GET "+wire.PathContent+"{digest}", p.replying(p.content))
 	mux.HandleFunc("GET "+wire.PathBlocks+"{digest}", p.replying(p.blocks))
 	mux.HandleFunc("/", noSuchPath)
