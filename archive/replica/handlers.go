@@ -205,16 +205,29 @@ func answerQuery(a wire.AnswerRequest) query {
 func (q query) prove(l *Lent) (proof tree.Proof, err error) {
 	if q.name != nil {
 		proof, err = l.Tree.Prove(q.name)
+		if err == nil {
+			err = q.decides(l.Record, proof)
+		}
 	} else {
-		proof, err = l.Tree.ProveRange(q.from, q.to, q.limit)
-	}
-	if err == nil {
-		err = q.decides(l.Record, proof)
+		proof, err = q.page(l)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errOwnTree, err)
 	}
 	return proof, nil
+}
+
+// page is prove for a range. The tree has checked the proof against the root.
+func (q query) page(l *Lent) (tree.Proof, error) {
+	proof, view, err := l.Tree.ViewRange(l.Record.Root, q.from, q.to, q.limit)
+	if err != nil {
+		return nil, err
+	}
+	if view.Count() != l.Record.Names {
+		return nil, fmt.Errorf("%w: %d names, the record has %d", ErrDamaged, view.Count(), l.Record.Names)
+	}
+	_, _, err = view.Page(q.from, q.to)
+	return proof, err
 }
 
 // errOwnTree says that the replica's own tree gave no proof that checks.
@@ -225,11 +238,7 @@ func (q query) decides(rec archive.EpochRecord, proof tree.Proof) error {
 	if err != nil {
 		return err
 	}
-	if q.name != nil {
-		_, _, err = archive.Lookup(view, archive.Name(q.name))
-		return err
-	}
-	_, _, err = view.Page(q.from, q.to)
+	_, _, err = archive.Lookup(view, archive.Name(q.name))
 	return err
 }
 

@@ -72,7 +72,11 @@ func (r *treeRepair) run(ctx context.Context) error {
 		return fmt.Errorf("repair tree: %w", err)
 	}
 	r.dropped = make([]bool, len(r.sources))
-	for _, try := range r.attempts(ctx) {
+	tries, sound := r.attempts(ctx)
+	if sound {
+		return nil
+	}
+	for _, try := range tries {
 		err := r.build(ctx, try)
 		if err == nil || ctx.Err() != nil || errors.Is(err, ErrFull) {
 			return err
@@ -97,11 +101,12 @@ func (r *treeRepair) whole(ctx context.Context) iter.Seq2[tree.Pair, error] {
 	return newFetch(ctx, r, []span{{}}).next()
 }
 
-// attempts are the ways to make use of the old file, the cheapest first.
-func (r *treeRepair) attempts(ctx context.Context) (tries []way) {
-	base, least, all, err := r.salvage(ctx)
-	if err != nil {
-		return nil
+// attempts are the ways to make use of the old file, the cheapest first; or that
+// nothing is wrong with it.
+func (r *treeRepair) attempts(ctx context.Context) (tries []way, sound bool) {
+	base, least, all, sound, err := r.salvage(ctx)
+	if err != nil || sound {
+		return nil, sound
 	}
 	cuts := [][]span{least}
 	if !slices.EqualFunc(least, all, span.equal) {
@@ -121,24 +126,25 @@ func (r *treeRepair) attempts(ctx context.Context) (tries []way) {
 			}
 		}
 	}
-	return tries
+	return tries, false
 }
 
 // salvage finds the epoch of the old file, and the ranges of it that must be
-// fetched: at the least, and if that was not all.
-func (r *treeRepair) salvage(ctx context.Context) (base archive.EpochRecord, least, all []span, err error) {
+// fetched: at the least, and if that was not all. A sound file is the right one.
+func (r *treeRepair) salvage(ctx context.Context) (base archive.EpochRecord, least, all []span, sound bool, err error) {
 	t, err := r.store.OpenTree(true)
 	if err != nil {
-		return base, nil, nil, err
+		return base, nil, nil, false, err
 	}
 	defer t.Close()
 	root, err := t.Root()
 	if err != nil {
-		return base, nil, nil, err
+		return base, nil, nil, false, err
 	}
 	base = r.base(archive.Digest(root))
 	few, many, err := t.Salvage(ctx, base.Root)
-	return base, rowSpans(few), rowSpans(many), err
+	sound = err == nil && len(many) == 0 && base.Root == r.rec.Root
+	return base, rowSpans(few), rowSpans(many), sound, err
 }
 
 // base is the record of the epoch whose root the old file claims: that of the

@@ -3,6 +3,7 @@ package boltstore
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"sort"
 
 	bolt "go.etcd.io/bbolt"
@@ -14,7 +15,7 @@ import (
 // root. It reads the chunks on the way only.
 func (s *Store) Prove(name []byte) (p tree.Proof, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
-		p, err = s.prove(tx, func(r *reader) window { return r.around(name) })
+		p, _, err = s.prove(tx, nil, func(r *reader) window { return r.around(name) })
 		return err
 	})
 	if err != nil {
@@ -27,21 +28,33 @@ func (s *Store) Prove(name []byte) (p tree.Proof, err error) {
 // limit of them at most; a nil `to` is no bound. A page may hold fewer; see
 // tree.Pager. tree.View.Page says where the next one begins.
 func (s *Store) ProveRange(from, to []byte, limit int) (p tree.Proof, err error) {
+	p, _, err = s.viewRange(nil, from, to, limit)
+	return p, err
+}
+
+// ViewRange is ProveRange for a caller who knows the root, against which it
+// checks the proof, and wants to see what that shows.
+func (s *Store) ViewRange(root tree.Hash, from, to []byte, limit int) (tree.Proof, *tree.View, error) {
+	return s.viewRange(&root, from, to, limit)
+}
+
+func (s *Store) viewRange(root *tree.Hash, from, to []byte, limit int) (p tree.Proof, v *tree.View, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
-		p, err = s.prove(tx, func(r *reader) window { return r.page(span{from, to}, limit) })
+		p, v, err = s.prove(tx, root, func(r *reader) window { return r.page(span{from, to}, limit) })
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("prove from %q: %w", from, err)
+		return nil, nil, fmt.Errorf("prove from %q: %w", from, err)
 	}
-	return p, nil
+	return p, v, nil
 }
 
-// prove makes and checks the proof that shows the leaves of a window.
-func (s *Store) prove(tx *bolt.Tx, choose func(*reader) window) (tree.Proof, error) {
+// prove makes the proof that shows the leaves of a window, and checks it against
+// root; nil: the stored one.
+func (s *Store) prove(tx *bolt.Tx, root *tree.Hash, choose func(*reader) window) (tree.Proof, *tree.View, error) {
 	r, err := newReader(tx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	r.outlines = &s.outlines
 	r.scratch, _ = s.scratch.Get().(*scratch)
@@ -56,13 +69,17 @@ func (s *Store) prove(tx *bolt.Tx, choose func(*reader) window) (tree.Proof, err
 			p, err = r.show(p, r.state.levels-1, span{}, top, choose(r))
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	if _, err := tree.Verify(r.state.root, p); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	if root == nil {
+		root = &r.state.root
 	}
-	return p, nil
+	v, err := tree.Verify(*root, p)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return p, v, nil
 }
 
 // around returns the leaf called name twice, or its neighbours.
@@ -144,6 +161,9 @@ func (w window) within(items []item) (first, end int, err error) {
 // show adds the chunk of level l over s, whose digest is chunk, to p, pruned to
 // the window w.
 func (r *reader) show(p tree.Proof, l int, s span, chunk tree.Hash, w window) (tree.Proof, error) {
+	if l == 0 && w.covers(s) {
+		return r.showAll(p, s)
+	}
 	if o := r.outlines.get(chunkID{l, chunk}); o != nil {
 		return r.showOutline(p, l, s, o, 0, len(o[len(o)-1].starts), w)
 	}
@@ -161,6 +181,33 @@ func (r *reader) show(p tree.Proof, l int, s span, chunk tree.Hash, w window) (t
 	}
 	r.outlines.put(chunkID{l, chunk}, o)
 	return r.showOutline(p, l, s, o, 0, len(o[len(o)-1].starts), w)
+}
+
+// covers says whether all that is in s is shown.
+func (w window) covers(s span) bool {
+	return s.from != nil && bytes.Compare(w.lo, s.from) <= 0 && s.to != nil && bytes.Compare(s.to, w.hi) <= 0
+}
+
+// showAll shows all leaves in s, for which it needs no digest of them.
+func (r *reader) showAll(p tree.Proof, s span) (tree.Proof, error) {
+	m := &r.scratch[0]
+	m.items = m.items[:0]
+	var it item
+	row := func(k, v []byte) error {
+		it.name, it.val = k, v
+		return checkLeaf(k, v)
+	}
+	err := scan(r.leaves.Cursor(), s.from, true, s, &it, row, func(it *item) error {
+		m.items = append(m.items, *it)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	m.digests = slices.Grow(m.digests[:0], len(m.items))[:len(m.items)]
+	return tree.AppendChunk(p, m.digests, 0, len(m.items), func(p tree.Proof, i int) (tree.Proof, error) {
+		return tree.AppendLeaf(p, m.items[i].name, m.items[i].val), nil
+	})
 }
 
 // gather reads the items of level l in s into the scratch of that level.
