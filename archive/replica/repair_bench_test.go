@@ -34,6 +34,7 @@ type vault struct {
 	*archivetest.Archive
 	store   *Store
 	rec     archive.EpochRecord
+	base    archive.EpochRecord // of an older tree
 	pairs   []tree.Pair
 	sources []TreeSource
 	sent    *atomic.Int64 // bytes of bodies
@@ -87,6 +88,11 @@ func newVault(t testing.TB, n int, ps []tree.Pair, e archive.Epoch) *vault {
 // serve has r serve the tree.
 func (v *vault) serve(t testing.TB, r *archivetest.Replica) {
 	t.Helper()
+	v.serveAs(t, r, func(h http.Handler) http.Handler { return h })
+}
+
+func (v *vault) serveAs(t testing.TB, r *archivetest.Replica, as func(http.Handler) http.Handler) {
+	t.Helper()
 	tr, err := boltstore.Open(v.whole, boltstore.Options{ReadOnly: true})
 	if err != nil {
 		t.Fatal(err)
@@ -94,7 +100,7 @@ func (v *vault) serve(t testing.TB, r *archivetest.Replica) {
 	trees := new(shelf)
 	trees.put(tr, v.rec, archive.Certificate{})
 	t.Cleanup(func() { trees.withdraw(nil) })
-	v.listen(t, r, PeerHandler(openStore(t, v.Archive, r), trees, quiet()))
+	v.listen(t, r, as(PeerHandler(openStore(t, v.Archive, r), trees, quiet())))
 }
 
 // listen makes a source of h, as replica r.

@@ -43,13 +43,18 @@ const (
 // its root is right, and only then; whoever has the old one open must open it
 // again.
 func RepairTree(ctx context.Context, store *Store, rec archive.EpochRecord, sources []TreeSource, log *slog.Logger) error {
-	r := &treeRepair{store: store, rec: rec, sources: sources, log: log, timeout: pageTimeout}
+	record := func(e archive.Epoch) (archive.EpochRecord, error) {
+		rec, _, err := store.Record(e)
+		return rec, err
+	}
+	r := &treeRepair{store: store, rec: rec, record: record, sources: sources, log: log, timeout: pageTimeout}
 	return r.run(ctx)
 }
 
 type treeRepair struct {
 	store   *Store
 	rec     archive.EpochRecord
+	record  func(archive.Epoch) (archive.EpochRecord, error) // of history
 	log     *slog.Logger
 	timeout time.Duration
 	fetched atomic.Uint64 // names
@@ -154,7 +159,7 @@ func (r *treeRepair) base(root archive.Digest) archive.EpochRecord {
 		return r.rec
 	}
 	for e := r.rec.Epoch; e > 1 && e+maxBehind > r.rec.Epoch; e-- {
-		rec, _, err := r.store.Record(e - 1)
+		rec, err := r.record(e - 1)
 		if err != nil {
 			break
 		}
