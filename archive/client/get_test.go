@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -478,13 +480,91 @@ func TestList(t *testing.T) {
 	})
 }
 
-func (b *bed) list(t *testing.T, prefix string, want error) []archive.Name {
+// A page that leaves names out, or that is about others than were asked for, is
+// refused: the chain of pages has no gap and no overlap.
+func TestListChain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var names []archive.Name
+		for i := range 6000 {
+			names = append(names, archive.Name(fmt.Sprintf("n%04d", i)))
+		}
+		b := newBed(t, "", names...)
+		m := b.Newest().Tree
+		from := []byte("n0255\x00") // where the first page, of 256 names, ends
+		for what, p := range map[string]tree.Proof{
+			"gap":         m.ProveRange([]byte("n0257"), nil, 4096),
+			"overlap":     m.ProveRange([]byte("n0000"), nil, 4096), // the names it shares are not said twice
+			"before":      m.ProveRange([]byte("n0000"), nil, 100),
+			"one name":    m.ProveRange(from, nil, 1),
+			"end":         m.ProveRange([]byte("n5999"), nil, 10),
+			"hole within": m.Prove([]byte("n3000")),
+		} {
+			for _, f := range b.fakes {
+				f.set(func() { f.liePage = func(tree.Proof) tree.Proof { return p } })
+			}
+			got, err := b.listed(t, "")
+			if err == nil || len(got) < 256 || len(got) == len(names) {
+				t.Errorf("%s: %d names, %v", what, len(got), err)
+			}
+			if !slices.Equal(got, names[:len(got)]) {
+				t.Errorf("%s: a listing that is not the beginning of the right one", what)
+			}
+			for _, f := range b.fakes[1:] {
+				f.set(func() { f.liePage = nil })
+			}
+			if got := b.list(t, "", nil); !slices.Equal(got, names) {
+				t.Errorf("%s, from one of four: %d names, want %d", what, len(got), len(names))
+			}
+		}
+	})
+}
+
+// A listing holds a page or two in memory, however long it is.
+func TestListMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var names []archive.Name
+		for i := range 50_000 {
+			names = append(names, archive.Name(fmt.Sprintf("%s/%05d", strings.Repeat("long", 50), i)))
+		}
+		b := newBed(t, "", names...)
+		heap := func() int64 {
+			var m runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&m)
+			return int64(m.HeapAlloc)
+		}
+		before, least, n := heap(), int64(math.MaxInt64), 0
+		_, err := b.Client.List(t.Context(), "", func(got archive.Name, _ archive.Entry) error {
+			if got != names[n] {
+				t.Fatalf("got %s, want %s", got, names[n])
+			}
+			if n++; n%2500 == 0 && n > len(names)/2 { // the replicas' own work comes and goes
+				least = min(least, heap()-before)
+			}
+			return nil
+		})
+		if err != nil || n != len(names) {
+			t.Fatalf("%d names, %v", n, err)
+		}
+		if all := int64(len(names) * (len(names[0]) + archive.EntrySize)); least > all/3 {
+			t.Errorf("%d bytes more in use within a listing of %d", least, all)
+		}
+	})
+}
+
+// listed is what List passes on before it ends, and how it ends.
+func (b *bed) listed(t *testing.T, prefix string) (got []archive.Name, err error) {
 	t.Helper()
-	var got []archive.Name
-	_, err := b.Client.List(t.Context(), prefix, func(n archive.Name, e archive.Entry) error {
+	_, err = b.Client.List(t.Context(), prefix, func(n archive.Name, _ archive.Entry) error {
 		got = append(got, n)
 		return nil
 	})
+	return got, err
+}
+
+func (b *bed) list(t *testing.T, prefix string, want error) []archive.Name {
+	t.Helper()
+	got, err := b.listed(t, prefix)
 	wantErr(t, err, want)
 	return got
 }
@@ -493,13 +573,13 @@ func (b *bed) list(t *testing.T, prefix string, want error) []archive.Name {
 func TestListAcrossEpochs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var names []archive.Name
-		for i := range 600 {
-			names = append(names, archive.Name(fmt.Sprintf("n%03d", i)))
+		for i := range 2000 {
+			names = append(names, archive.Name(fmt.Sprintf("n%04d", i)))
 		}
 		b := newBed(t, "", names...)
-		b.Advance(b.wall(), nil, forge.Bind("n000.5", "x"), forge.Bind("n599.5", "x"))
+		b.Advance(b.wall(), nil, forge.Bind("n0000.5", "x"), forge.Bind("n1999.5", "x"))
 		for _, f := range b.fakes {
-			f.set(func() { f.behind = 1 })
+			f.set(func() { f.behind, f.limit = 1, leastPage })
 			f.liePage = func(p tree.Proof) tree.Proof { f.set(func() { f.behind = 0 }); return p }
 		}
 		if got := b.list(t, "", nil); !slices.Equal(got, names) {

@@ -13,6 +13,7 @@ import (
 const (
 	firstPage = wire.MaxFirst // names in the page that comes with each answer
 	morePages = wire.MaxPage
+	leastPage = 128 // names in a page that is not the last: fewer is making time
 )
 
 // listing is one List under way. Its pages follow one another without a gap.
@@ -110,7 +111,10 @@ func (s *session) page(ctx context.Context, from, to []byte) (shown, error) {
 	return s.prove(ctx, func(ctx context.Context, r *replica) (tree.Proof, error) {
 		return r.peer.ProofRange(ctx, s.head, from, to, morePages)
 	}, func(v *tree.View) error {
-		_, _, err := page(v, from, to)
+		pairs, next, err := page(v, from, to)
+		if err == nil && next != nil && len(pairs) < leastPage {
+			err = fmt.Errorf("%w: page of %d names", wire.ErrSlow, len(pairs))
+		}
 		return err
 	})
 }

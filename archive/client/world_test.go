@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -27,6 +28,7 @@ type fake struct {
 	err      error                               // of every call
 	lie      func(archive.Answer) archive.Answer // told in answers
 	liePage  func(tree.Proof) tree.Proof         // told in proofs
+	limit    int                                 // names in a page; 0: as many as asked for
 	lieBytes func(io.ReadCloser) io.ReadCloser   // told in contents
 	lieList  func(archive.BlockList) archive.BlockList
 	noBlocks bool                           // as a replica that knows no block lists
@@ -116,7 +118,7 @@ func (f *fake) ProofOf(ctx context.Context, head archive.Digest, n archive.Name)
 }
 
 func (f *fake) ProofRange(ctx context.Context, head archive.Digest, from, to []byte, limit int) (tree.Proof, error) {
-	return f.proof(ctx, head, func(t *tree.Memory) tree.Proof { return t.ProveRange(from, to, min(limit, 50)) })
+	return f.proof(ctx, head, func(t *tree.Memory) tree.Proof { return t.ProveRange(from, to, min(limit, cmp.Or(f.limit, limit))) })
 }
 
 func (f *fake) Content(ctx context.Context, d archive.Digest, offset int64) (io.ReadCloser, int64, error) {
