@@ -61,6 +61,8 @@ type treeRepair struct {
 
 	sources []TreeSource
 
+	fetching sync.WaitGroup // what runs ahead of build
+
 	mu      sync.Mutex // guards what follows
 	dropped []bool     // by source
 	turn    int
@@ -93,8 +95,10 @@ func (r *treeRepair) run(ctx context.Context) error {
 
 func (r *treeRepair) build(ctx context.Context, try way) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if _, _, err := boltstore.Build(ctx, r.store.TreePath(), try(ctx), &r.rec.Root); err != nil {
+	_, _, err := boltstore.Build(ctx, r.store.TreePath(), try(ctx), &r.rec.Root)
+	cancel()
+	r.fetching.Wait()
+	if err != nil {
 		return full(fmt.Errorf("repair tree: %w", err))
 	}
 	r.log.Info("tree repaired", "names", r.rec.Names, "fetched", r.fetched.Load())
@@ -300,7 +304,7 @@ func (r *treeRepair) changes(ctx context.Context, src changesSource, base archiv
 		var from []byte
 		for pages := uint64(0); ; pages++ {
 			page, newest, err := r.changesPage(ctx, src, under, base.Epoch, from)
-			if left := newest.Names - base.Names; err == nil && (newest.Names < base.Names || pages > 2+newest.Names/wire.MaxScan+left/pageLeast) {
+			if left := newest.Names - base.Names; err == nil && (newest.Names < base.Names || pages > 2+newest.Names/wire.MaxScan+left/changesLeast) {
 				err = fmt.Errorf("%w: %d pages of changes", wire.ErrSlow, pages)
 			}
 			under = newest
@@ -326,6 +330,10 @@ func (r *treeRepair) changes(ctx context.Context, src changesSource, base archiv
 		}
 	}
 }
+
+// changesLeast is how many names a page of changes has at the least, unless the
+// replica found fewer among wire.MaxScan: a MiB of the longest.
+const changesLeast = 512
 
 // changesPage asks under a record, or under the newer one that the source names.
 func (r *treeRepair) changesPage(ctx context.Context, src changesSource, under archive.EpochRecord, since archive.Epoch, from []byte) (wire.Changes, archive.EpochRecord, error) {
@@ -357,17 +365,17 @@ type fetched struct {
 
 func newFetch(ctx context.Context, r *treeRepair, spans []span) *fetch {
 	f := &fetch{ctx: ctx, spans: make(chan chan fetched, fetchAhead-1)}
-	go func() {
+	r.fetching.Go(func() {
 		for _, s := range spans {
 			pages := make(chan fetched, fetchPages)
 			select {
 			case f.spans <- pages:
-				go f.span(r, s, pages)
+				r.fetching.Go(func() { f.span(r, s, pages) })
 			case <-ctx.Done():
 				return
 			}
 		}
-	}()
+	})
 	return f
 }
 
