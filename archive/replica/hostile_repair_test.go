@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -289,6 +290,46 @@ func TestRepairTreeOlder(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Changes come in pages, in order, complete, and only those since the
+// epoch.
+func TestChanges(t *testing.T) {
+	before, after := entryPairs(0, 500, 1), entryPairs(500, 9700, 2)
+	v := newVault(t, 1, append(cloned(before), after...), 2)
+	c := v.sources[0].(*wire.Client)
+	var got []tree.Pair
+	var from []byte
+	pages := 0
+	for more := true; more; pages++ {
+		page, err := c.Changes(t.Context(), v.rec.Head(), 1, from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, from, more = append(got, page.Pairs...), page.Next, len(page.Next) > 0
+	}
+	want := memory(t, after).Pairs()
+	same := func(a, b tree.Pair) bool { return bytes.Equal(a.Name, b.Name) && bytes.Equal(a.Val, b.Val) }
+	if pages != 3 || !slices.EqualFunc(got, want, same) {
+		t.Errorf("%d names in %d pages, want %d in 3", len(got), pages, len(want))
+	}
+	if _, err := c.Changes(t.Context(), archive.Digest{}, 1, nil); !errors.Is(err, &wire.Error{Code: wire.CodeStaleHead}) {
+		t.Errorf("another head: %v", err)
+	}
+	for _, q := range []string{"", "?head=x", "?head=" + v.rec.Head().String() + "&since=-1&from=", "?head=" + v.rec.Head().String() + "&since=1&from=%21"} {
+		resp, err := c.HTTP().Get(c.URL(wire.PathChanges + q))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Body.Close(); resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("%q: status %d", q, resp.StatusCode)
+		}
+	}
+	v.older(t, before)
+	if err := v.try(t); err != nil {
+		t.Fatal(err)
+	}
+	checkTree(t, v.store, v.rec)
 }
 
 // A tree that is both older and damaged is mended and brought up at once.
