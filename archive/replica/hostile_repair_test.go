@@ -2,6 +2,7 @@ package replica
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"net/http"
@@ -372,3 +373,33 @@ func TestRepairTreeGarbled(t *testing.T) {
 
 // cloned copies the list: it is sorted in place.
 func cloned(ps []tree.Pair) []tree.Pair { return append([]tree.Pair(nil), ps...) }
+
+// Whatever bytes a source sends as a page, what comes of it is part of the tree.
+func FuzzRepairPage(f *testing.F) {
+	a := archivetest.NewRoster(f, 4)
+	m := memory(f, entryPairs(0, 300, 1))
+	rec := archive.Genesis(a.Roster)
+	rec.Epoch, rec.Root, rec.Names = 1, m.Root(), m.Count()
+	store := openStore(f, a, a.Replicas[0])
+	from := m.Pairs()[50].Name
+	f.Add([]byte(m.ProveRange(from, nil, 200)))
+	f.Add([]byte(m.ProveRange(from, nil, 1000)))
+	f.Add([]byte(m.Prove(from)))
+	f.Fuzz(func(t *testing.T, proof []byte) {
+		src := pages(func(context.Context, archive.Digest, []byte, []byte, int) (tree.Proof, error) { return proof, nil })
+		r := &treeRepair{store: store, rec: rec, log: quiet(), timeout: time.Minute}
+		got, next, err := r.pageOf(t.Context(), src, from, nil)
+		if err != nil {
+			return
+		}
+		want := m.Pairs()[50:]
+		if next == nil && len(got) != len(want) || len(got) > len(want) {
+			t.Fatalf("%d names, then %q", len(got), next)
+		}
+		for i, p := range got {
+			if !bytes.Equal(p.Name, want[i].Name) || !bytes.Equal(p.Val, want[i].Val) {
+				t.Fatalf("%q is not next", p.Name)
+			}
+		}
+	})
+}
