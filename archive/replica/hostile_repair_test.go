@@ -2,6 +2,7 @@ package replica
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -72,6 +73,14 @@ func drip(w http.ResponseWriter, r *http.Request, honest []byte) {
 		w.Write(honest[i : i+1])
 		http.NewResponseController(w).Flush()
 	}
+}
+
+// slow is the timeout where the lie is to take time; elsewhere nothing runs out.
+func slow(lie string) time.Duration {
+	if lie == "stall" || lie == "drip" {
+		return 4 * time.Second
+	}
+	return 0
 }
 
 func stall(_ http.ResponseWriter, r *http.Request, _ []byte) { <-r.Context().Done() }
@@ -165,6 +174,7 @@ func TestRepairTreeHostile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newVault(t, 1, cloned(v.pairs), 1)
+			w.timeout = slow(name)
 			hostile := w.Replicas[2]
 			w.serveLies(t, hostile, wire.PathProof, l)
 			damaged := w.damage(t)
@@ -211,7 +221,7 @@ func (v *vault) try(t testing.TB) error {
 		}
 		return v.base, nil
 	}
-	r := &treeRepair{store: v.store, rec: v.rec, record: record, sources: v.sources, log: quiet(), timeout: 3 * time.Second}
+	r := &treeRepair{store: v.store, rec: v.rec, record: record, sources: v.sources, log: quiet(), timeout: cmp.Or(v.timeout, time.Minute)}
 	return r.run(t.Context())
 }
 
@@ -281,6 +291,7 @@ func TestRepairTreeOlder(t *testing.T) {
 			t.Parallel()
 			v := newVault(t, 0, append(cloned(before), after...), 2)
 			v.older(t, cloned(before))
+			v.timeout = slow(name)
 			v.serveLies(t, v.Replicas[2], wire.PathChanges, l)
 			if err := v.try(t); err != nil {
 				t.Fatal(err)

@@ -41,6 +41,7 @@ type vault struct {
 	sources []TreeSource
 	sent    *atomic.Int64 // bytes of bodies
 	whole   string        // the path of a good file
+	timeout time.Duration // of a page; 0: a long one
 }
 
 // entryPair is the i-th pair of a vault, bound in the given epoch.
