@@ -22,8 +22,9 @@ var imports = map[string][]string{
 	"cmd": {"archive", "archive/client", "archive/replica", "archive/wire", "tree", "trust", "trust/soft", "trust/tpm", "trust/watchdog"},
 
 	"archive/client":  {"archive", "archive/wire", "tree", "trust"},
-	"archive/replica": {"archive", "archive/wire", "consensus", "tree", "tree/boltstore", "trust"},
+	"archive/replica": {"archive", "archive/disk", "archive/wire", "consensus", "tree", "tree/boltstore", "trust"},
 	"archive/wire":    {"archive", "tree", "trust"},
+	"archive/disk":    {},
 	"archive":         {"tree", "trust"},
 
 	"consensus": {},

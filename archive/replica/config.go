@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/disk"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 	"github.com/bonafide-archive/bonafide/trust"
 )
@@ -30,7 +31,7 @@ var (
 	// ErrDamaged says that what the store holds is not what it must be.
 	ErrDamaged = errors.New("damaged")
 	// ErrFull says that the disk has no room.
-	ErrFull = errors.New("disk is full")
+	ErrFull = disk.ErrFull
 	// ErrBusy says that an audit is running already.
 	ErrBusy = errors.New("an audit is running")
 )

@@ -9,9 +9,8 @@ import (
 	"runtime/debug"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/disk"
 	"github.com/bonafide-archive/bonafide/tree/boltstore"
 )
 
@@ -40,7 +39,7 @@ type Store struct {
 func OpenStore(dir string, r *archive.Roster) (*Store, error) {
 	s := &Store{dir: dir, roster: r}
 	for _, d := range []string{historyDir, contentDir, tmpDir} {
-		if err := s.mkdir(filepath.Join(dir, d)); err != nil {
+		if err := s.root().Mkdir(filepath.Join(dir, d)); err != nil {
 			return nil, fmt.Errorf("open store: %w", err)
 		}
 	}
@@ -73,7 +72,7 @@ func (s *Store) OpenTree(readOnly bool) (*boltstore.Store, error) {
 	switch {
 	case readOnly && errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("tree: %w", ErrMissing)
-	case errors.Is(err, errIrregular):
+	case errors.Is(err, disk.ErrIrregular):
 		return nil, fmt.Errorf("tree: %w: %w", boltstore.ErrDamaged, err)
 	}
 	t, err := boltstore.Open(s.TreePath(), boltstore.Options{ReadOnly: readOnly})
@@ -101,112 +100,19 @@ func (s *Store) Pending() (*Pending, error) {
 
 // ClearTemp removes what an interrupted process left half-written. Only the
 // one process that owns the store may call it.
-func (s *Store) ClearTemp() error {
-	tmp := filepath.Join(s.dir, tmpDir)
-	entries, err := os.ReadDir(tmp)
-	for _, e := range entries {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(tmp, e.Name())))
-	}
-	return err
+func (s *Store) ClearTemp() error { return s.root().ClearTemp() }
+
+func (s *Store) root() disk.Root { return disk.Root(s.dir) }
+
+// putFile writes path whole and durably, or not at all.
+func (s *Store) putFile(path string, write func(*os.File) error) error {
+	return s.root().Put(path, write)
 }
 
-// putFile writes path whole, or not at all: a temporary file, fsync, rename,
-// fsync of the directory.
-func (s *Store) putFile(path string, write func(*os.File) error) (err error) {
-	tmp := filepath.Join(s.dir, tmpDir)
-	if err := os.MkdirAll(tmp, 0o700); err != nil { // the store may be lost at any time
-		return full(err)
-	}
-	f, err := os.CreateTemp(tmp, "put-")
-	if err != nil {
-		return full(err)
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if err := write(f); err != nil {
-		return full(err)
-	}
-	if err := errors.Join(f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
-		return full(err)
-	}
-	return full(s.place(f.Name(), path))
-}
-
-// place moves a synced file to path and makes the move durable.
-func (s *Store) place(tmp, path string) error {
-	if err := s.mkdir(filepath.Dir(path)); err != nil {
-		return err
-	}
-	if err := evict(path); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// errIrregular says that a directory, a pipe or the like lies where a file
-// belongs.
-var errIrregular = errors.New("not a regular file")
-
-// checkRegular returns errIrregular for what must not be opened: a pipe would
-// keep its reader waiting for ever.
-func checkRegular(path string) error {
-	info, err := os.Stat(path)
-	if err == nil && !info.Mode().IsRegular() {
-		err = errIrregular
-	}
-	return err
-}
-
-// evict removes what lies where a file belongs and is none.
-func evict(path string) error {
-	if !errors.Is(checkRegular(path), errIrregular) {
-		return nil
-	}
-	return os.RemoveAll(path)
-}
-
-// mkdir makes dir and its parents up to the store's own, each entry durable.
-func (s *Store) mkdir(dir string) error {
-	if info, err := os.Stat(dir); err == nil && info.IsDir() {
-		return nil
-	}
-	if dir == s.dir {
-		return os.MkdirAll(dir, 0o700)
-	}
-	if err := s.mkdir(filepath.Dir(dir)); err != nil {
-		return err
-	}
-	os.Remove(dir) // a file, or a link to nowhere, in its place
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return syncDir(filepath.Dir(dir))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// full makes a lack of room an ErrFull.
-func full(err error) error {
-	for _, no := range []error{unix.ENOSPC, unix.EDQUOT, unix.EFBIG} {
-		if errors.Is(err, no) {
-			return fmt.Errorf("%w: %w", ErrFull, err)
-		}
-	}
-	return err
-}
+func checkRegular(path string) error { return disk.CheckRegular(path) }
+func evict(path string) error        { return disk.Evict(path) }
+func syncDir(dir string) error       { return disk.SyncDir(dir) }
+func full(err error) error           { return disk.Full(err) }
 
 // guard runs f, which reads pages of a file that may be damaged, and returns a
 // panic or a fault as ErrDamaged.
