@@ -24,6 +24,7 @@ var imports = map[string][]string{
 	"archive/client":  {"archive", "archive/wire", "tree", "trust"},
 	"archive/replica": {"archive", "archive/disk", "archive/wire", "consensus", "tree", "tree/boltstore", "trust"},
 	"archive/wire":    {"archive", "tree", "trust"},
+	"archive/content": {"archive", "archive/disk"},
 	"archive/disk":    {},
 	"archive":         {"tree", "trust"},
 

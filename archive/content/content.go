@@ -1,0 +1,310 @@
+// Package content is the contents that a replica keeps on its disk, by digest:
+// large ones as plain files, small ones as members of tar files. Nothing that
+// lies there is believed without its digest. SPEC.md describes the layout.
+package content
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/disk"
+)
+
+const (
+	// Small is the size, in bytes, up to which contents are packed.
+	Small = 64 << 10
+	// Headroom is what contents leave free on the disk, in bytes, for the files
+	// that an update phase must be able to write.
+	Headroom = 8 << 20
+
+	// copySize is a multiple of hole: a reader that gives less at a time must
+	// not hide the zeros.
+	copySize = 4 * hole
+
+	plainDir = "content"
+	packsDir = "packs"
+)
+
+// Errors that callers decide on.
+var (
+	// ErrMissing says that a content is not here.
+	ErrMissing = errors.New("missing")
+	// ErrDamaged says that what is here is not what it must be.
+	ErrDamaged = errors.New("damaged")
+)
+
+// Store keeps contents. Its methods may be called concurrently. Several stores
+// may be open on one directory: each appends to packs of its own, and sees what
+// was there when it was first asked for something.
+type Store struct {
+	root  disk.Root
+	packs *packs
+	room  *room
+}
+
+// Open returns the store of contents below a root. The disk is first looked at
+// when something is asked for.
+func Open(root disk.Root) *Store {
+	room := &room{root: root}
+	return &Store{root: root, packs: newPacks(root, room), room: room}
+}
+
+// Close ends the writing to packs.
+func (s *Store) Close() error { return s.packs.close() }
+
+// PlainPath returns where a content of its own file lies: it is named by its
+// SHA-256.
+func (s *Store) PlainPath(d archive.Digest) string {
+	h := d.String()
+	return filepath.Join(string(s.root), plainDir, h[:2], h[2:4], h)
+}
+
+// Size returns the size of what is kept as a content, in bytes. What is in it
+// only reading tells. The error is ErrMissing or ErrDamaged.
+func (s *Store) Size(d archive.Digest) (int64, error) {
+	size, _, err := s.Locate(d)
+	return size, err
+}
+
+// Place orders contents as they lie on the disk: packs first, one after the
+// other, then the files by name.
+type Place uint64
+
+const plainPlace = Place(1) << 63
+
+// Locate returns the size of what is kept as a content, and where it lies. The
+// error is ErrMissing or ErrDamaged.
+func (s *Store) Locate(d archive.Digest) (int64, Place, error) {
+	if l, ok := s.packs.find(d); ok {
+		if l.bad {
+			return 0, 0, fmt.Errorf("%w: other bytes than its digest says", ErrDamaged)
+		}
+		return int64(l.size), l.place(), nil
+	}
+	info, err := os.Lstat(s.PlainPath(d))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return 0, 0, ErrMissing
+	case err != nil:
+		return 0, 0, fmt.Errorf("%w: %w", ErrDamaged, err)
+	case !info.Mode().IsRegular():
+		return 0, 0, fmt.Errorf("%w: not a regular file", ErrDamaged)
+	}
+	return info.Size(), plainPlaceOf(d), nil
+}
+
+func plainPlaceOf(d archive.Digest) Place {
+	var p Place
+	for _, c := range d[:8] {
+		p = p<<8 | Place(c)
+	}
+	return plainPlace | p>>1
+}
+
+// Reader reads what is kept as a content.
+type Reader struct {
+	*io.SectionReader
+	f       *os.File
+	written time.Time
+}
+
+// Close ends the reading.
+func (r *Reader) Close() error { return r.f.Close() }
+
+// Written returns when the file that holds the content was last written.
+func (r *Reader) Written() time.Time { return r.written }
+
+// Open opens a content for reading. Nothing says yet that its bytes are right.
+// The error is ErrMissing or ErrDamaged.
+func (s *Store) Open(d archive.Digest) (*Reader, error) {
+	if r, ok := s.packs.open(d); ok {
+		return r, nil
+	}
+	r, err := openPlain(s.PlainPath(d))
+	if err != nil {
+		return nil, fmt.Errorf("content %s: %w", d, err)
+	}
+	return r, nil
+}
+
+func openPlain(path string) (*Reader, error) {
+	f, info, err := openRegular(path, os.O_RDONLY)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, ErrMissing
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return &Reader{io.NewSectionReader(f, 0, info.Size()), f, info.ModTime()}, nil
+}
+
+// openRegular opens a file without waiting for what is none.
+func openRegular(path string, flag int) (*os.File, os.FileInfo, error) {
+	f, err := os.OpenFile(path, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = disk.ErrIrregular
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, info, nil
+}
+
+// Put keeps what r gives, provided that it is exactly size bytes with digest d;
+// otherwise nothing is kept. The content is on the disk when it returns. It
+// takes the place of a damaged one.
+func (s *Store) Put(ctx context.Context, d archive.Digest, size int64, r io.Reader) (archive.Content, error) {
+	r = &boundReader{ctx, io.LimitReader(r, size+1)}
+	put := s.putPlain
+	if size <= Small {
+		put = s.putSmall
+	}
+	c, err := put(d, size, r)
+	if err != nil {
+		return c, fmt.Errorf("keep content %s: %w", d, err)
+	}
+	return c, nil
+}
+
+func (s *Store) putSmall(d archive.Digest, size int64, r io.Reader) (archive.Content, error) {
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return archive.Content{}, err
+	}
+	if int64(len(b)) != size {
+		return archive.Content{}, fmt.Errorf("%w: got %d bytes, want %d", archive.ErrIntegrity, len(b), size)
+	}
+	all, err := s.PutAll([]Bytes{{d, b}})
+	if err != nil {
+		return archive.Content{}, err
+	}
+	return all[0], nil
+}
+
+// Bytes is a content of at most Small bytes.
+type Bytes struct {
+	Digest archive.Digest
+	Bytes  []byte
+}
+
+// PutAll keeps small contents with one write and one fsync, which it shares
+// with others that are kept at the time. If one has not the digest that it
+// should, none is kept; after another error, some may be. All are on the disk
+// when it returns without one. What is held already, and right, is not written
+// again.
+func (s *Store) PutAll(all []Bytes) ([]archive.Content, error) {
+	out := make([]archive.Content, len(all))
+	for i, b := range all {
+		if got := sha256.Sum256(b.Bytes); got != b.Digest || len(b.Bytes) > Small {
+			return nil, fmt.Errorf("%w: got %d bytes with digest %x, want %s", archive.ErrIntegrity, len(b.Bytes), got, b.Digest)
+		}
+		out[i] = describe(b.Digest, int64(len(b.Bytes)))
+	}
+	if err := s.packs.add(all); err != nil {
+		return nil, err
+	}
+	for _, b := range all { // what lies there may be damaged
+		os.Remove(s.PlainPath(b.Digest))
+	}
+	return out, nil
+}
+
+// describe returns the description of a content of at most one block: the
+// block's digest is the content's.
+func describe(d archive.Digest, size int64) archive.Content {
+	var blocks archive.BlockList
+	if size > 0 {
+		blocks = archive.BlockList{d}
+	}
+	return archive.Content{Digest: d, Size: uint64(size), Blocks: blocks.Root()}
+}
+
+func (s *Store) putPlain(d archive.Digest, size int64, r io.Reader) (c archive.Content, err error) {
+	left, err := s.room.take(size)
+	if err != nil {
+		return c, err
+	}
+	defer left.release()
+	err = s.root.Put(s.PlainPath(d), func(f *os.File) error {
+		w := &sparseWriter{f: f, left: left}
+		if c, err = copyHashed(w, r); err != nil {
+			return err
+		}
+		if c.Digest != d || int64(c.Size) != size {
+			return fmt.Errorf("%w: got %d bytes with digest %s, want %d", archive.ErrIntegrity, c.Size, c.Digest, size)
+		}
+		return w.end()
+	})
+	return c, err
+}
+
+// copyHashed copies r to w, in pieces of copySize, and returns what it copied.
+func copyHashed(w io.Writer, r io.Reader) (archive.Content, error) {
+	h := archive.NewContentHasher()
+	buf := make([]byte, copySize)
+	for {
+		n, err := io.ReadFull(r, buf)
+		h.Write(buf[:n])
+		if _, err := w.Write(buf[:n]); err != nil {
+			return archive.Content{}, err
+		}
+		switch err {
+		case nil:
+		case io.EOF, io.ErrUnexpectedEOF:
+			return h.Content(), nil
+		default:
+			return archive.Content{}, err
+		}
+	}
+}
+
+// boundReader is a reader that ends with its context.
+type boundReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r *boundReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p)
+}
+
+// Remove removes contents for good. What it removes from packs takes room until
+// Tidy.
+func (s *Store) Remove(all []archive.Digest) error {
+	if err := s.packs.remove(all); err != nil {
+		return err
+	}
+	for _, d := range all {
+		if err := os.Remove(s.PlainPath(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Tidy gives back the room of what was removed or written again, where that is
+// at least half of a pack: the rest is written to another.
+func (s *Store) Tidy(ctx context.Context) error {
+	if err := s.packs.tidy(ctx); err != nil {
+		return fmt.Errorf("tidy packs: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,80 @@
+package content
+
+import (
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bonafide-archive/bonafide/archive/disk"
+)
+
+// room says whether something will fit on the disk, so that a full one shows
+// before the first byte is written. It does not allocate: that would fill the
+// holes.
+type room struct {
+	root disk.Root
+
+	mu    sync.Mutex
+	taken int64 // by what is being written now
+}
+
+// share is the room of one content that is being written.
+type share struct {
+	room *room
+	left int64
+}
+
+// take sets n bytes aside.
+func (r *room) take(n int64) (*share, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var st unix.Statfs_t
+	if err := unix.Statfs(string(r.root), &st); err == nil && st.Blocks > 0 {
+		free := int64(st.Bavail) * st.Bsize
+		if free-Headroom-r.taken < n {
+			return nil, fmt.Errorf("%w: %d bytes free, %d kept free", disk.ErrFull, free, Headroom+r.taken)
+		}
+	}
+	r.taken += n
+	return &share{r, n}, nil
+}
+
+// wrote says that n of the bytes are in the file.
+func (s *share) wrote(n int64) {
+	n = min(n, s.left)
+	s.left -= n
+	s.room.mu.Lock()
+	defer s.room.mu.Unlock()
+	s.room.taken -= n
+}
+
+func (s *share) release() { s.wrote(s.left) }
+
+// hole is the stride in which zeros are left out of files.
+const hole = 64 << 10
+
+// sparseWriter writes a file from its start, and leaves holes where all is zero.
+type sparseWriter struct {
+	f    *os.File
+	left *share
+	at   int64
+}
+
+func (w *sparseWriter) Write(p []byte) (n int, err error) {
+	for len(p) > 0 {
+		part := p[:min(int64(len(p)), hole-w.at%hole)]
+		if len(part) < hole || !zero(part) {
+			if _, err := w.f.WriteAt(part, w.at); err != nil {
+				return n, err
+			}
+		}
+		w.left.wrote(int64(len(part)))
+		w.at, n, p = w.at+int64(len(part)), n+len(part), p[len(part):]
+	}
+	return n, nil
+}
+
+// end gives the file its length.
+func (w *sparseWriter) end() error { return w.f.Truncate(w.at) }
