@@ -22,7 +22,7 @@ var imports = map[string][]string{
 	"cmd": {"archive", "archive/client", "archive/replica", "archive/wire", "tree", "trust", "trust/soft", "trust/tpm", "trust/watchdog"},
 
 	"archive/client":  {"archive", "archive/wire", "tree", "trust"},
-	"archive/replica": {"archive", "archive/disk", "archive/wire", "consensus", "tree", "tree/boltstore", "trust"},
+	"archive/replica": {"archive", "archive/content", "archive/disk", "archive/wire", "consensus", "tree", "tree/boltstore", "trust"},
 	"archive/wire":    {"archive", "tree", "trust"},
 	"archive/content": {"archive", "archive/disk"},
 	"archive/disk":    {},

@@ -288,8 +288,8 @@ func (t *tour) settle() error {
 	return nil
 }
 
-// spoil flips a bit in every file of the replica's store that holds the digest
-// in its name or its bytes.
+// spoil flips a bit of a content, and of what the tree says of it, on the
+// replica's disk.
 func (t *tour) spoil(id uint32, d archive.Digest) error {
 	store := t.trial.path(replicaDir(id), storeDir)
 	return filepath.WalkDir(store, func(path string, e os.DirEntry, err error) error {
@@ -300,16 +300,30 @@ func (t *tour) spoil(id uint32, d archive.Digest) error {
 		if err != nil {
 			return err
 		}
-		at := bytes.Index(b, d[:])
-		if filepath.Base(path) == d.String() && len(b) > 0 {
-			at = len(b) / 2
-		}
-		if at < 0 || filepath.Base(path) != "tree.db" && filepath.Base(path) != d.String() {
+		at := spoilAt(filepath.Base(path), b, d)
+		if at < 0 || at >= len(b) {
 			return nil
 		}
 		t.tellStep("flip a bit at byte %d of %s", at, path)
 		return flip(path, b[at], int64(at))
 	})
+}
+
+// spoilAt returns which byte of a file to spoil, if any.
+func spoilAt(name string, b []byte, d archive.Digest) int {
+	switch {
+	case name == d.String():
+		return len(b) / 2
+	case name == "tree.db":
+		return bytes.Index(b, d[:])
+	case filepath.Ext(name) != ".tar":
+		return -1
+	}
+	header := bytes.Index(b, []byte(d.String()))
+	if header < 0 {
+		return -1
+	}
+	return header + 512 // the content lies behind it
 }
 
 func flip(path string, was byte, at int64) error {

@@ -9,6 +9,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"os"
@@ -19,6 +20,8 @@ import (
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/content"
+	"github.com/bonafide-archive/bonafide/archive/disk"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 	"github.com/bonafide-archive/bonafide/tree"
 	"github.com/bonafide-archive/bonafide/tree/boltstore"
@@ -295,7 +298,23 @@ func (a *Archive) Fill(t testing.TB, r *Replica) {
 	must(t, err)
 }
 
-// ContentPath returns where a content lies in a replica's directory.
+// ReadContent returns what a replica keeps as a content in its directory.
+func ReadContent(dir string, d archive.Digest) ([]byte, error) {
+	s := content.Open(disk.Root(filepath.Join(dir, "store")))
+	r, err := s.Open(d)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
+// PackPath returns where the first pack of small contents lies in a replica's
+// directory.
+func PackPath(dir string) string { return filepath.Join(dir, "store", "packs", "00000000.tar") }
+
+// ContentPath returns where a content that is a file of its own lies in a
+// replica's directory. Small ones are such files only as Fill writes them.
 func ContentPath(dir string, d archive.Digest) string {
 	h := d.String()
 	return filepath.Join(dir, "store", "content", h[:2], h[2:4], h)

@@ -86,7 +86,7 @@ func (c *cluster) awaitContents(id uint32, digests []archive.Digest) {
 	c.t.Helper()
 	archivetest.Eventually(c.t, 60*time.Second, "all contents are back", func() bool {
 		for _, d := range digests {
-			b, err := os.ReadFile(archivetest.ContentPath(c.replicaDir(id), d))
+			b, err := archivetest.ReadContent(c.replicaDir(id), d)
 			if err != nil || archive.Digest(sha256.Sum256(b)) != d {
 				return false
 			}

@@ -73,7 +73,7 @@ func TestFullDisk(t *testing.T) {
 	if st, err := c.status(1); err != nil || st.Names != 2+acked {
 		t.Errorf("%d names, %v, want 2 and the %d acknowledged", st.Names, err, acked)
 	}
-	if got, err := os.ReadFile(archivetest.ContentPath(c.replicaDir(4), archive.DigestOf([]byte("without the fourth")))); err != nil || string(got) != "without the fourth" {
+	if got, err := archivetest.ReadContent(c.replicaDir(4), archive.DigestOf([]byte("without the fourth"))); err != nil || string(got) != "without the fourth" {
 		t.Errorf("replica 4 holds %q, %v", got, err)
 	}
 	c.unharmed()

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -277,7 +276,7 @@ func (c *siege) cutBodies(t *testing.T) {
 		} {
 			c.cut(m, head)
 		}
-		if _, err := os.Stat(archivetest.ContentPath(c.replicaDir(m.ID), content.Digest)); err == nil {
+		if _, err := archivetest.ReadContent(c.replicaDir(m.ID), content.Digest); err == nil {
 			t.Errorf("replica %d keeps half a content", m.ID)
 		}
 	}
@@ -331,7 +330,7 @@ func (c *siege) uploads(t *testing.T) {
 		c.refused(m, wire.CodeMissing, request{what: "not uploaded", method: "POST", path: wire.PathAdd,
 			body: c.submission(archive.Binding{Name: "uploads/a", Content: content}).Bytes()})
 		for _, d := range []archive.Digest{content.Digest, other.Digest} {
-			if _, err := os.Stat(archivetest.ContentPath(c.replicaDir(m.ID), d)); err == nil {
+			if _, err := archivetest.ReadContent(c.replicaDir(m.ID), d); err == nil {
 				t.Errorf("replica %d keeps what was refused", m.ID)
 			}
 		}

@@ -258,19 +258,28 @@ func copyHashed(w io.Writer, r io.Reader) (archive.Content, error) {
 	h := archive.NewContentHasher()
 	buf := make([]byte, copySize)
 	for {
-		n, err := io.ReadFull(r, buf)
+		n, err := fill(r, buf)
 		h.Write(buf[:n])
 		if _, err := w.Write(buf[:n]); err != nil {
 			return archive.Content{}, err
 		}
-		switch err {
-		case nil:
-		case io.EOF, io.ErrUnexpectedEOF:
+		if err == io.EOF {
 			return h.Content(), nil
-		default:
+		}
+		if err != nil {
 			return archive.Content{}, err
 		}
 	}
+}
+
+// fill reads until buf is full, or r gives an error.
+func fill(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = r.Read(buf[n:])
+		n += m
+	}
+	return n, err
 }
 
 // boundReader is a reader that ends with its context.

@@ -205,7 +205,7 @@ func TestPutRefuses(t *testing.T) {
 	}
 }
 
-var errTorn = errors.New("torn")
+var errTorn = io.ErrUnexpectedEOF
 
 type torn struct{}
 
@@ -258,6 +258,9 @@ func TestTornTail(t *testing.T) {
 	os.Mkdir(filepath.Dir(path), 0o700)
 	for n := len(held); n < len(whole); n++ {
 		for what, tail := range map[string][]byte{"cut": nil, "zeros": make([]byte, len(whole)-n), "garbage": contentOf(3, len(whole)-n).Bytes} {
+			if tail != nil && n%11 != 0 {
+				continue
+			}
 			if err := os.WriteFile(path, append(slices.Clone(whole[:n]), tail...), 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -156,8 +156,16 @@ func flipInFile(t testing.TB, path, text string) {
 // Each kind of damage is found and named, and repaired from peers of which one
 // lies and one is down.
 func TestAuditRepair(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
 	content := func(r *archivetest.Replica, n string) string {
 		return archivetest.ContentPath(r.Dir, archivetest.ContentOf([]byte("content of "+n)).Digest)
+	}
+	pack := func(r *archivetest.Replica) string { // with all contents
+		if _, err := os.Stat(archivetest.PackPath(r.Dir)); err != nil {
+			removeAll(t, filepath.Join(r.Dir, "store", "content"))
+			audit(t, a, r, true)
+		}
+		return archivetest.PackPath(r.Dir)
 	}
 	store := func(r *archivetest.Replica, parts ...string) string {
 		return filepath.Join(append([]string{r.Dir, "store"}, parts...)...)
@@ -183,6 +191,16 @@ func TestAuditRepair(t *testing.T) {
 			os.WriteFile(store(r, "content", content(r, "b/0005")[len(store(r, "content"))+1:][:2]), nil, 0o600)
 		}, PartContent, 1},
 		{"all contents", func(r *archivetest.Replica) { removeAll(t, store(r, "content")) }, PartContent, 60},
+		{"packed content flipped", func(r *archivetest.Replica) { flipInFile(t, pack(r), "content of a/0003") }, PartContent, 1},
+		{"packed content's header", func(r *archivetest.Replica) {
+			flipInFile(t, pack(r), archivetest.ContentOf([]byte("content of a/0003")).Digest.String())
+		}, PartContent, 1},
+		{"pack cut", func(r *archivetest.Replica) { os.Truncate(pack(r), 2000) }, PartContent, 59},
+		{"pack missing", func(r *archivetest.Replica) { removeAll(t, pack(r)) }, PartContent, 60},
+		{"pack a directory", func(r *archivetest.Replica) {
+			removeAll(t, pack(r))
+			os.Mkdir(archivetest.PackPath(r.Dir), 0o700)
+		}, PartContent, 60},
 		{"tree row", func(r *archivetest.Replica) { flipInFile(t, store(r, "tree.db"), "b/0007") }, PartTree, 1},
 		{"tree cut", func(r *archivetest.Replica) { os.Truncate(store(r, "tree.db"), 8192) }, PartTree, 1},
 		{"tree missing", func(r *archivetest.Replica) { removeAll(t, store(r, "tree.db")) }, PartTree, 1},
@@ -199,7 +217,6 @@ func TestAuditRepair(t *testing.T) {
 		{"the whole history", func(r *archivetest.Replica) { removeAll(t, store(r, "history")) }, PartHistory, 1},
 		{"the whole store", func(r *archivetest.Replica) { removeAll(t, store(r)) }, PartTree, 1},
 	}
-	a := archivetest.NewRoster(t, 4)
 	a.Certify(t, files("a", 20))
 	a.Certify(t, files("b", 40))
 	r := a.Replicas[0]
@@ -210,6 +227,8 @@ func TestAuditRepair(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			removeAll(t, store(r))
+			a.Fill(t, r)
 			tt.damage(r)
 			if report, st := audit(t, a, r, false); report.Damaged == 0 || report.Sound() || st.count(EventDamage, tt.part) < tt.damaged {
 				t.Errorf("found: %+v\n%s", report, st)
@@ -304,8 +323,7 @@ func TestServeRepairsItself(t *testing.T) {
 
 	flipInFile(t, filepath.Join(r.Dir, "store", "tree.db"), "a/0080")
 	waitFor(t, "damage to show and to be repaired", func() bool { return found("a/0080") && found("a/0081") })
-	path := archivetest.ContentPath(r.Dir, archivetest.ContentOf([]byte("content of a/0002")).Digest)
-	flipByte(t, path, 0)
+	flipInFile(t, archivetest.PackPath(r.Dir), "content of a/0002")
 	st := new(story)
 	report, err := AuditServed(t.Context(), r.Dir, AuditOptions{Repair: true}, st.emit)
 	if err != nil || report.Damaged != 1 || report.Repaired != 1 || st.count(EventReport, "") != 1 {

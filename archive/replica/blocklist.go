@@ -105,11 +105,7 @@ func (p *peerHandler) blocks(w http.ResponseWriter, r *http.Request) error {
 		return wire.Errorf(wire.CodeDamaged, "content %s cannot be read", d)
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return wire.Errorf(wire.CodeDamaged, "content %s cannot be read", d)
-	}
-	b, err := p.lists.page(r.Context(), listKey{d, page, info.Size(), info.ModTime()}, f)
+	b, err := p.lists.page(r.Context(), listKey{d, page, f.Size(), f.Written()}, f)
 	var known *wire.Error
 	if errors.As(err, &known) {
 		return known

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/content"
 	"github.com/bonafide-archive/bonafide/archive/disk"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 	"github.com/bonafide-archive/bonafide/trust"
@@ -27,9 +28,9 @@ var (
 	// update code runs, and locks, before service code.
 	ErrUpdateMode = errors.New("trusted device is in update mode: an update phase must run, and lock it, first")
 	// ErrMissing says that the store does not hold something.
-	ErrMissing = errors.New("missing")
+	ErrMissing = content.ErrMissing
 	// ErrDamaged says that what the store holds is not what it must be.
-	ErrDamaged = errors.New("damaged")
+	ErrDamaged = content.ErrDamaged
 	// ErrFull says that the disk has no room.
 	ErrFull = disk.ErrFull
 	// ErrBusy says that an audit is running already.

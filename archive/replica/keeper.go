@@ -2,9 +2,7 @@ package replica
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
@@ -234,19 +232,21 @@ func (s *service) tooOld(t time.Time) bool {
 // a content is not bound.
 func (s *service) cleanUploads(f found, pending map[archive.Digest]bool) error {
 	drop := make(map[archive.Digest]upload)
+	var remove []archive.Digest
 	err := s.pending.eachUpload(func(d archive.Digest, u upload) error {
 		bound, looked := f.uploads[d]
 		unwanted := looked && !bound && !pending[d] && s.tooOld(time.Unix(u.at, 0))
 		if unwanted {
-			if err := os.Remove(s.store.ContentPath(d)); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err
-			}
+			remove = append(remove, d)
 		}
 		if bound || unwanted {
 			drop[d] = u
 		}
 		return nil
 	})
+	if err == nil {
+		err = s.store.contents.Remove(remove)
+	}
 	if err == nil && len(drop) > 0 {
 		err = s.pending.dropUploads(drop)
 	}
@@ -264,6 +264,9 @@ func (s *service) sweep(ctx context.Context, shallow bool) bool {
 			s.Log.Error("audit", "error", err)
 		}
 		return false
+	}
+	if err := s.store.contents.Tidy(ctx); err != nil && ctx.Err() == nil {
+		s.Log.Error("contents", "error", err)
 	}
 	return report.Sound()
 }

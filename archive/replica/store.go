@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/content"
 	"github.com/bonafide-archive/bonafide/archive/disk"
 	"github.com/bonafide-archive/bonafide/tree/boltstore"
 )
@@ -28,6 +29,8 @@ type Store struct {
 	dir    string
 	roster *archive.Roster
 
+	contents *content.Store
+
 	building sync.Mutex // held while the tree file is replaced
 
 	mu      sync.Mutex
@@ -37,7 +40,7 @@ type Store struct {
 // OpenStore opens the store in dir and makes what is missing of its
 // directories.
 func OpenStore(dir string, r *archive.Roster) (*Store, error) {
-	s := &Store{dir: dir, roster: r}
+	s := &Store{dir: dir, roster: r, contents: content.Open(disk.Root(dir))}
 	for _, d := range []string{historyDir, contentDir, tmpDir} {
 		if err := s.root().Mkdir(filepath.Join(dir, d)); err != nil {
 			return nil, fmt.Errorf("open store: %w", err)
@@ -46,14 +49,16 @@ func OpenStore(dir string, r *archive.Roster) (*Store, error) {
 	return s, nil
 }
 
-// Close closes the pending buffer. Trees are closed by who opened them.
+// Close closes the contents and the pending buffer. Trees are closed by who
+// opened them.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	err := s.contents.Close()
 	if s.pending == nil {
-		return nil
+		return err
 	}
-	err := s.pending.close()
+	err = errors.Join(err, s.pending.close())
 	s.pending = nil
 	return err
 }
