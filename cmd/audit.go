@@ -14,13 +14,17 @@ import (
 
 func (a *app) auditCommand() *cobra.Command {
 	var repair bool
+	var part string
 	c := &cobra.Command{
-		Use:   "audit [--repair] [--dir DIR]",
+		Use:   "audit [--repair] [--subset N/T] [--dir DIR]",
 		Short: "Check everything that replicas hold, and repair it",
 		Long: `Read everything that a replica holds and check it: the tree against the head that
 its own device attests, each record of history against its chain and
 certificate, each content against its digest. With --repair, fetch what is
 damaged from the other replicas, which need not be trusted.
+
+With --subset n/t, check one part of the contents, the n-th of t, and everything
+else: t runs, one for each n, check them all.
 
 Without --dir, every replica of the local trial. A replica that is served audits
 itself; another is audited by this process. Damage that is left ends with status
@@ -28,29 +32,34 @@ itself; another is audited by this process. Damage that is left ends with status
 mends that.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return about("audit", "", a.audit(c.Context(), a.localDir(), repair))
+			subset, err := replica.ParseSubset(part)
+			if err != nil {
+				return usagef("audit: --subset: %w", err)
+			}
+			return about("audit", "", a.audit(c.Context(), a.localDir(), replica.AuditOptions{Repair: repair, Subset: subset}))
 		},
 	}
 	c.Flags().BoolVar(&repair, "repair", false, "fetch what is damaged from the other replicas")
+	c.Flags().StringVar(&part, "subset", "", "check part `N/T` of the contents (default: all)")
 	c.Flags().String("dir", "", "`directory` of the replica or the trial (default: the local trial)")
 	return c
 }
 
-func (a *app) audit(ctx context.Context, dir string, repair bool) error {
+func (a *app) audit(ctx context.Context, dir string, o replica.AuditOptions) error {
 	members, err := membersIn(dir)
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, m := range members {
-		rp, err := a.auditMember(ctx, m, replica.AuditOptions{Repair: repair})
+		rp, err := a.auditMember(ctx, m, o)
 		if ctx.Err() != nil {
 			return err
 		}
 		errs = append(errs, a.audited(m, rp, err))
 	}
 	err = allOf(errs)
-	if !repair && exitStatus(err) == exitIntegrity {
+	if !o.Repair && exitStatus(err) == exitIntegrity {
 		return withHint(err, "bonafide audit --repair fetches good copies from the other replicas")
 	}
 	return err

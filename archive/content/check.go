@@ -19,6 +19,7 @@ import (
 type Item struct {
 	Digest archive.Digest
 	Place  Place
+	Size   int64 // as located, in bytes
 }
 
 // Checking says how contents are checked.

@@ -125,11 +125,11 @@ func checkAll(t testing.TB, s *Store, all []Bytes, how Checking) []archive.Diges
 	t.Helper()
 	var items []Item
 	for _, c := range all {
-		_, place, err := s.Locate(c.Digest)
+		size, place, err := s.Locate(c.Digest)
 		if err != nil {
 			t.Fatal(err)
 		}
-		items = append(items, Item{c.Digest, place})
+		items = append(items, Item{c.Digest, place, size})
 	}
 	slices.SortFunc(items, func(a, b Item) int { return cmp.Compare(a.Place, b.Place) })
 	var wrong []archive.Digest
@@ -511,7 +511,7 @@ func TestCheckAll(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := s.CheckAll(ctx, []Item{{all[0].Digest, 0}}, Checking{}); !errors.Is(err, context.Canceled) {
+	if err := s.CheckAll(ctx, []Item{{Digest: all[0].Digest}}, Checking{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }

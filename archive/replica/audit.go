@@ -19,6 +19,9 @@ import (
 type AuditOptions struct {
 	// Repair fetches what is damaged from peers.
 	Repair bool
+	// Subset is the part of the contents to check. History and tree are
+	// checked whole.
+	Subset Subset
 }
 
 // Audit checks everything that the replica holds, from the disk: each record of
@@ -85,19 +88,20 @@ type auditor struct {
 	pace     *pace
 	report   Report
 	contents *contentRepair
-	seen     map[archive.Digest]bool // contents
-	pending  *Pending                // nil: not at hand
-	shallow  bool                    // contents: look for missing ones only
-	reopened func() error            // told when the tree file was replaced
+	listed   listed
+	pending  *Pending     // nil: not at hand
+	shallow  bool         // contents: look for missing ones only
+	resume   bool         // contents: begin where the audit before ended
+	reopened func() error // told when the tree file was replaced
 }
 
 func newAuditor(c Config, store *Store, peers []*wire.Client, o AuditOptions, emit func(Event)) *auditor {
-	a := &auditor{Config: c, store: store, options: o, emit: emit, pace: &pace{c.Share}, seen: make(map[archive.Digest]bool)}
+	a := &auditor{Config: c, store: store, options: o, emit: emit, pace: &pace{c.Share}}
 	for _, p := range peers {
 		a.sources = append(a.sources, p)
 	}
 	a.contents = newContentRepair(store, a.sources, c.Log)
-	a.report.Replica = c.ID
+	a.report.Replica, a.report.Subset = c.ID, o.Subset.String()
 	return a
 }
 
@@ -114,6 +118,9 @@ func (a *auditor) run(ctx context.Context) (Report, error) {
 	}
 	if err == nil && a.pending != nil {
 		err = a.pendingContents(ctx)
+	}
+	if err == nil {
+		err = a.checkListed(ctx)
 	}
 	if err != nil {
 		return a.report, fmt.Errorf("audit: %w", err)
@@ -137,7 +144,7 @@ func (a *auditor) all(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return a.boundContents(ctx, rec, bad)
+	return a.boundContents(ctx, bad)
 }
 
 func (a *auditor) tell(e Event) {
@@ -335,27 +342,23 @@ func treeSources(all []Source) []TreeSource {
 	return out
 }
 
-// boundContents checks the content of every entry of the tree, which has been
+// boundContents lists the content of every entry of the tree, which has been
 // checked, except in the ranges that are wrong.
-func (a *auditor) boundContents(ctx context.Context, rec archive.EpochRecord, bad []span) error {
-	t, err := a.store.OpenTree(true)
-	if err != nil {
-		return unlessDamaged(err, bad)
-	}
-	defer t.Close()
-	var names uint64
-	for _, s := range gaps(bad) {
-		err := eachEntry(ctx, t, s, func(n archive.Name, e archive.Entry) error {
-			names++
-			err := a.content(ctx, n, e.Content)
-			a.progress(PartContent, names, rec.Names, 256)
-			return err
-		})
-		if err := unlessDamaged(err, bad); err != nil {
-			return err
+func (a *auditor) boundContents(ctx context.Context, bad []span) error {
+	return a.list(ctx, func(fn func(archive.Name, archive.Content) error) error {
+		t, err := a.store.OpenTree(true)
+		if err != nil {
+			return unlessDamaged(err, bad)
 		}
-	}
-	return nil
+		defer t.Close()
+		for _, s := range gaps(bad) {
+			err := eachEntry(ctx, t, s, func(n archive.Name, e archive.Entry) error { return fn(n, e.Content) })
+			if err := unlessDamaged(err, bad); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // unlessDamaged drops an error that comes from damage told of already.
@@ -380,54 +383,6 @@ func gaps(spans []span) []span {
 		}
 	}
 	return append(out, span{from, nil})
-}
-
-// pendingContents checks the contents that submissions wait to bind: the replica
-// has acknowledged that it holds them.
-func (a *auditor) pendingContents(ctx context.Context) error {
-	var all []archive.Binding
-	err := a.pending.Each(func(s archive.Submission) error {
-		all = append(all, s.Bindings...)
-		return nil
-	})
-	for _, b := range all {
-		if err == nil {
-			err = a.content(ctx, b.Name, b.Content)
-		}
-	}
-	return err
-}
-
-// content checks one content, once.
-func (a *auditor) content(ctx context.Context, n archive.Name, c archive.Content) error {
-	if a.seen[c.Digest] {
-		return ctx.Err()
-	}
-	a.seen[c.Digest] = true
-	a.report.Contents++
-	a.report.Bytes += c.Size
-	err := a.checkContent(ctx, c)
-	if err == nil || ctx.Err() != nil {
-		return ctx.Err()
-	}
-	d := c.Digest
-	return a.damage(ctx, Event{Part: PartContent, Name: n, Digest: &d, Detail: err.Error()}, func() error {
-		return a.contents.restore(ctx, c)
-	})
-}
-
-func (a *auditor) checkContent(ctx context.Context, c archive.Content) error {
-	size, err := a.store.contentSize(c.Digest)
-	switch {
-	case err != nil:
-		return err
-	case uint64(size) != c.Size:
-		return fmt.Errorf("%w: %d bytes, want %d", ErrDamaged, size, c.Size)
-	case a.shallow:
-		return nil
-	}
-	_, err = a.store.CheckContent(ctx, c.Digest, a.pace)
-	return err
 }
 
 // progress tells of every step-th thing, and of the last.

@@ -52,7 +52,13 @@ func (s *service) controlAudit(w http.ResponseWriter, r *http.Request) {
 	}
 	defer s.auditing.Unlock()
 	out := &lineWriter{w: w, c: http.NewResponseController(w)}
-	a := s.auditor(AuditOptions{Repair: r.URL.Query().Get("repair") == "true"}, out.event)
+	q := r.URL.Query()
+	subset, err := ParseSubset(q.Get("subset"))
+	if err != nil {
+		wire.WriteError(w, badRequest(err))
+		return
+	}
+	a := s.auditor(AuditOptions{Repair: q.Get("repair") == "true", Subset: subset}, out.event)
 	if _, err := a.run(r.Context()); err != nil {
 		out.event(Event{Type: eventFailed, Replica: s.ID, Detail: err.Error()})
 	}
@@ -80,7 +86,7 @@ func (l *lineWriter) event(e Event) {
 // tells emit of everything it finds. Without such a process it returns
 // ErrNotServed.
 func AuditServed(ctx context.Context, dir string, o AuditOptions, emit func(Event)) (Report, error) {
-	resp, err := control(ctx, dir, http.MethodPost, fmt.Sprintf("%s?repair=%t", controlAudit, o.Repair))
+	resp, err := control(ctx, dir, http.MethodPost, fmt.Sprintf("%s?repair=%t&subset=%s", controlAudit, o.Repair, o.Subset))
 	if err != nil {
 		return Report{}, fmt.Errorf("audit: %w", err)
 	}

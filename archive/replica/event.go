@@ -61,10 +61,11 @@ type Report struct {
 	Epoch    archive.Epoch  `json:"epoch"` // that the own MAS attests
 	Head     archive.Digest `json:"head"`
 	Root     archive.Digest `json:"root"`
-	Records  uint64         `json:"records"`  // looked at
-	Names    uint64         `json:"names"`    // looked at
-	Contents uint64         `json:"contents"` // looked at
-	Bytes    uint64         `json:"bytes"`    // of the contents
+	Records  uint64         `json:"records"`          // looked at
+	Names    uint64         `json:"names"`            // looked at
+	Contents uint64         `json:"contents"`         // looked at
+	Subset   string         `json:"subset,omitempty"` // of the contents: n/t; empty: all
+	Bytes    uint64         `json:"bytes"`            // of the contents
 	Damaged  uint64         `json:"damaged"`
 	Repaired uint64         `json:"repaired"`
 	Behind   archive.Epoch  `json:"behind"` // epochs that peers prove to be ahead

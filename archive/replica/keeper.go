@@ -257,7 +257,7 @@ func (s *service) cleanUploads(f found, pending map[archive.Digest]bool) error {
 // missing contents only. It reports whether all is right then.
 func (s *service) sweep(ctx context.Context, shallow bool) bool {
 	a := s.auditor(AuditOptions{Repair: true}, logEvents(s.Log))
-	a.shallow = shallow
+	a.shallow, a.resume = shallow, true
 	report, err := a.run(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
