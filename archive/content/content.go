@@ -85,7 +85,24 @@ const plainPlace = Place(1) << 63
 // Locate returns the size of what is kept as a content, and where it lies. The
 // error is ErrMissing or ErrDamaged.
 func (s *Store) Locate(d archive.Digest) (int64, Place, error) {
-	if l, ok := s.packs.find(d); ok {
+	return s.locate(d, s.packs.size)
+}
+
+// Locator returns a function like Locate that is faster for many contents. It
+// looks at each pack once. It must not be called concurrently.
+func (s *Store) Locator() func(archive.Digest) (int64, Place, error) {
+	sizes := make(map[uint32]int64)
+	size := func(n uint32) int64 {
+		if _, ok := sizes[n]; !ok {
+			sizes[n] = s.packs.size(n)
+		}
+		return sizes[n]
+	}
+	return func(d archive.Digest) (int64, Place, error) { return s.locate(d, size) }
+}
+
+func (s *Store) locate(d archive.Digest, packSize func(uint32) int64) (int64, Place, error) {
+	if l, ok := s.packs.findBy(d, packSize); ok {
 		if l.bad {
 			return 0, 0, fmt.Errorf("%w: other bytes than its digest says", ErrDamaged)
 		}

@@ -1,6 +1,7 @@
 package content
 
 import (
+	"archive/tar"
 	"bytes"
 	"cmp"
 	"context"
@@ -334,14 +335,41 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+func headerOf(d archive.Digest, size int64) []byte {
+	h := member{digest: d, size: size}.header()
+	return h[:]
+}
+
+// Every header is one that tar itself would write.
+func TestHeader(t *testing.T) {
+	for size := range int64(Small + 1) {
+		if size > 600 && size%61 != 0 && size != Small {
+			continue
+		}
+		m := member{digest: archive.DigestOf([]byte{byte(size)}), size: size, removed: size%3 == 0}
+		want := tar.Header{Format: tar.FormatUSTAR, Typeflag: tar.TypeReg, Mode: 0o644, Size: size, ModTime: time.Unix(0, 0), Name: m.digest.String()}
+		if m.removed {
+			want.Name = removedPrefix + "/" + want.Name
+		}
+		h := m.header()
+		got, err := tar.NewReader(bytes.NewReader(h[:])).Next()
+		if err != nil || got.Name != want.Name || got.Size != size || got.Mode != want.Mode || got.Format != want.Format {
+			t.Fatalf("got %+v, %v", got, err)
+		}
+		if back, ok := parseHeader(h[:]); !ok || back != m {
+			t.Fatalf("got %+v, want %+v", back, m)
+		}
+	}
+}
+
 // What looks like a member inside of a content is not one, also where damage
 // makes it be looked at.
 func TestContentOfHeaders(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	victim := contentOf(1, 100)
-	fake := append(member{digest: victim.Digest, size: 100}.header(), make([]byte, 512)...)
-	fake = append(fake, member{digest: contentOf(2, 7).Digest, size: 7}.header()...)
+	fake := append(headerOf(victim.Digest, 100), make([]byte, 512)...)
+	fake = append(fake, headerOf(contentOf(2, 7).Digest, 7)...)
 	fake = append(fake, make([]byte, 512)...)
 	trap := Bytes{archive.DigestOf(fake), fake}
 	put(t, s, victim)
@@ -665,8 +693,8 @@ func TestPackSize(t *testing.T) {
 // ones that is none.
 func FuzzScan(f *testing.F) {
 	c, e := contentOf(1, 600), contentOf(2, 0)
-	whole := append(member{digest: c.Digest, size: 600}.header(), append(c.Bytes, make([]byte, 424)...)...)
-	whole = append(whole, member{digest: e.Digest}.header()...)
+	whole := append(headerOf(c.Digest, 600), append(c.Bytes, make([]byte, 424)...)...)
+	whole = append(whole, headerOf(e.Digest, 0)...)
 	f.Add(whole)
 	f.Add(whole[512:])
 	f.Add(append([]byte("x"), whole...))

@@ -161,20 +161,30 @@ func (p *packs) blame(d archive.Digest, l location) {
 }
 
 // find returns where a content lies, as long as its pack reaches that far.
-func (p *packs) find(d archive.Digest) (location, bool) {
+func (p *packs) find(d archive.Digest) (location, bool) { return p.findBy(d, p.size) }
+
+// findBy is find with another way to learn the length of a pack.
+func (p *packs) findBy(d archive.Digest, size func(uint32) int64) (location, bool) {
 	p.load()
 	p.mu.RLock()
 	l, ok := p.index[d]
 	p.mu.RUnlock()
-	if !ok {
-		return l, false
+	if !ok || size(l.pack) >= l.end() {
+		return l, ok
 	}
-	info, err := os.Lstat(p.path(l.pack))
-	if err == nil && info.Mode().IsRegular() && info.Size() >= l.end() {
-		return l, true
+	if p.size(l.pack) < l.end() {
+		p.forget(d, l)
 	}
-	p.forget(d, l)
 	return p.find(d) // it may have moved
+}
+
+// size returns the length of a pack, 0 if there is none.
+func (p *packs) size(n uint32) int64 {
+	info, err := os.Lstat(p.path(n))
+	if err != nil || !info.Mode().IsRegular() {
+		return 0
+	}
+	return info.Size()
 }
 
 // open opens a packed content.
@@ -288,15 +298,17 @@ func (p *packs) write(all []Bytes) error {
 // fill appends as many contents as the current pack takes, syncs it, and then
 // enters them in the index.
 func (p *packs) fill(all []Bytes) (n int, err error) {
+	var padding [block]byte
 	w := bufio.NewWriterSize(io.NewOffsetWriter(p.cur, p.end), 1<<20)
 	at := p.end
 	var places []location
 	for ; n < len(all) && at < packSize; n++ {
 		c := all[n]
 		l := location{pack: p.curN, block: uint32(at / block), size: uint32(len(c.Bytes))}
-		w.Write(member{digest: c.Digest, size: int64(len(c.Bytes))}.header())
+		h := member{digest: c.Digest, size: int64(len(c.Bytes))}.header()
+		w.Write(h[:])
 		w.Write(c.Bytes)
-		w.Write(make([]byte, l.end()-at-block-int64(len(c.Bytes)))) // w keeps the error
+		w.Write(padding[:l.end()-at-block-int64(len(c.Bytes))]) // w keeps the error
 		places, at = append(places, l), l.end()
 	}
 	if err := errors.Join(w.Flush(), unix.Fdatasync(int(p.cur.Fd()))); err != nil {
@@ -337,7 +349,8 @@ func (p *packs) bury(d archive.Digest, l location) error {
 		return nil // no header of this member: nothing to find
 	}
 	m.removed = true
-	_, err = f.WriteAt(m.header(), l.offset())
+	h := m.header()
+	_, err = f.WriteAt(h[:], l.offset())
 	return err
 }
 

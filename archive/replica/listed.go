@@ -66,11 +66,12 @@ type eachContent func(func(archive.Name, archive.Content) error) error
 // another size.
 func (a *auditor) list(ctx context.Context, from eachContent) error {
 	a.listed.names = append(a.listed.names, from)
+	locate := a.store.contents.Locator()
 	return from(func(n archive.Name, c archive.Content) error {
 		if !a.options.Subset.Has(c.Digest) || a.listed.told[c.Digest] {
 			return ctx.Err()
 		}
-		size, place, err := a.store.contents.Locate(c.Digest)
+		size, place, err := locate(c.Digest)
 		if err == nil && uint64(size) != c.Size {
 			err = fmt.Errorf("%w: %d bytes, want %d", ErrDamaged, size, c.Size)
 		}
