@@ -163,7 +163,11 @@ func (a *auditor) damage(ctx context.Context, e Event, repair func() error) erro
 	if repair == nil || !a.options.Repair {
 		return ctx.Err()
 	}
-	err := repair()
+	return a.mended(ctx, e, repair())
+}
+
+// mended tells what a repair came to. It fails if the others need not be tried.
+func (a *auditor) mended(ctx context.Context, e Event, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

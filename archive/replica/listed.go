@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
@@ -55,8 +56,23 @@ func (s Subset) Has(d archive.Digest) bool {
 type listed struct {
 	names []eachContent
 	items []content.Item
-	told  map[archive.Digest]bool // missing, or of the wrong size
+	told  map[archive.Digest]bool // missing, or damaged
+	worn  []worn
 }
+
+// worn is a content that waits for repair.
+type worn struct {
+	content archive.Content
+	event   Event
+}
+
+const (
+	// mendTogether is how many contents are repaired together: they come from
+	// all peers at once, and the small ones share an fsync.
+	mendTogether = 128
+	// mendSmall and mendLarge are how many of them at a time.
+	mendSmall, mendLarge = 32, 2
+)
 
 // eachContent calls a function with names and the contents that they are bound
 // to.
@@ -67,7 +83,7 @@ type eachContent func(func(archive.Name, archive.Content) error) error
 func (a *auditor) list(ctx context.Context, from eachContent) error {
 	a.listed.names = append(a.listed.names, from)
 	locate := a.store.contents.Locator()
-	return from(func(n archive.Name, c archive.Content) error {
+	err := from(func(n archive.Name, c archive.Content) error {
 		if !a.options.Subset.Has(c.Digest) || a.listed.told[c.Digest] {
 			return ctx.Err()
 		}
@@ -81,18 +97,55 @@ func (a *auditor) list(ctx context.Context, from eachContent) error {
 		}
 		return a.wrong(ctx, n, c, err)
 	})
+	if err != nil {
+		return err
+	}
+	return a.mendWorn(ctx)
 }
 
-// wrong tells of a damaged content, once, and repairs it.
+// wrong tells of a damaged content, once, and has it repaired with others.
 func (a *auditor) wrong(ctx context.Context, n archive.Name, c archive.Content, why error) error {
 	if a.listed.told == nil {
 		a.listed.told = make(map[archive.Digest]bool)
 	}
 	a.listed.told[c.Digest] = true
 	d := c.Digest
-	return a.damage(ctx, Event{Part: PartContent, Name: n, Digest: &d, Detail: why.Error()}, func() error {
-		return a.contents.restore(ctx, c)
-	})
+	e := Event{Part: PartContent, Name: n, Digest: &d, Detail: why.Error()}
+	if err := a.damage(ctx, e, nil); err != nil || !a.options.Repair {
+		return err
+	}
+	a.listed.worn = append(a.listed.worn, worn{c, e})
+	if len(a.listed.worn) < mendTogether {
+		return nil
+	}
+	return a.mendWorn(ctx)
+}
+
+// mendWorn repairs the contents that wait for it, and tells what it came to.
+func (a *auditor) mendWorn(ctx context.Context) error {
+	all := a.listed.worn
+	a.listed.worn = nil
+	errs := make([]error, len(all))
+	small, large := make(chan struct{}, mendSmall), make(chan struct{}, mendLarge)
+	var wg sync.WaitGroup
+	for i, w := range all {
+		place := small
+		if w.content.Size > content.Small {
+			place = large
+		}
+		wg.Go(func() {
+			place <- struct{}{}
+			defer func() { <-place }()
+			errs[i] = a.contents.restore(ctx, w.content)
+		})
+	}
+	wg.Wait()
+	for i, w := range all {
+		if err := a.mended(ctx, w.event, errs[i]); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 // pendingContents lists the contents that submissions wait to bind: the replica
@@ -175,7 +228,7 @@ func (a *auditor) named(ctx context.Context, wrong map[archive.Digest]error) err
 			return err
 		}
 	}
-	return nil
+	return a.mendWorn(ctx)
 }
 
 const (

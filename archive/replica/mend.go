@@ -99,7 +99,7 @@ func (m *mender) block(i uint64) error {
 	}
 	for _, src := range m.r.sources {
 		s, ok := src.(blockSource)
-		if !ok || m.r.lies[src.ID()] >= maxLies {
+		if !ok || m.r.dropped(src) {
 			continue
 		}
 		err := m.fetch(s, i, b)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
@@ -63,13 +64,37 @@ func recordFrom(ctx context.Context, store *Store, src Source, e archive.Epoch, 
 const maxLies = 3
 
 // contentRepair fetches contents, each from the first source that sends it
-// right.
+// right, several at a time.
 type contentRepair struct {
 	store   *Store
 	sources []Source
-	lies    map[uint32]int
-	turn    int
 	log     *slog.Logger
+
+	mu   sync.Mutex // guards what follows
+	lies map[uint32]int
+	turn int
+}
+
+// lied notes that a source gave something wrong.
+func (r *contentRepair) lied(src Source) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lies[src.ID()]++
+}
+
+// dropped reports whether a source has lied too often to be asked.
+func (r *contentRepair) dropped(src Source) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lies[src.ID()] >= maxLies
+}
+
+// next returns which source is to begin.
+func (r *contentRepair) next() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.turn++
+	return r.turn
 }
 
 func newContentRepair(store *Store, sources []Source, log *slog.Logger) *contentRepair {
@@ -89,11 +114,11 @@ func (r *contentRepair) restore(ctx context.Context, c archive.Content) error {
 // fetch fetches one content. It begins with another source each time, so that
 // the work is spread.
 func (r *contentRepair) fetch(ctx context.Context, d archive.Digest, size uint64) error {
-	r.turn++
+	first := r.next()
 	errs := []error{errNoSource}
 	for i := range r.sources {
-		src := r.sources[(r.turn+i)%len(r.sources)]
-		if r.lies[src.ID()] >= maxLies {
+		src := r.sources[(first+i)%len(r.sources)]
+		if r.dropped(src) {
 			continue
 		}
 		err := r.fetchFrom(ctx, src, d, int64(size))
@@ -101,7 +126,7 @@ func (r *contentRepair) fetch(ctx context.Context, d archive.Digest, size uint64
 			return err
 		}
 		if errors.Is(err, archive.ErrIntegrity) || errors.Is(err, wire.ErrSlow) {
-			r.lies[src.ID()]++
+			r.lied(src)
 			r.log.Warn("a peer gave a wrong content, or too slowly", "peer", src.ID(), "because", err)
 		}
 		errs = append(errs, err)
