@@ -180,7 +180,7 @@ func (c *checker) again(ctx context.Context, d archive.Digest) error {
 	if !ok {
 		return c.plain(ctx, d)
 	}
-	if _, err := c.store.packs.read(d, l); err != nil {
+	if _, err := c.store.packs.read(d, l, c.how.Cached); err != nil {
 		return fmt.Errorf("%w: other bytes than its digest says", ErrDamaged)
 	}
 	return nil
@@ -246,7 +246,7 @@ func (c *checker) plain(ctx context.Context, d archive.Digest) error {
 func (s *Store) Check(ctx context.Context, d archive.Digest, took func(context.Context, time.Duration) error) (archive.Content, error) {
 	if l, ok := s.packs.find(d); ok {
 		start := time.Now()
-		if _, err := s.packs.read(d, l); err != nil {
+		if _, err := s.packs.read(d, l, false); err != nil {
 			return archive.Content{}, fmt.Errorf("content %s: %w: other bytes than its digest says", d, ErrDamaged)
 		}
 		if took != nil {

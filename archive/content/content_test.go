@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -23,6 +24,8 @@ import (
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/disk"
 )
+
+var update = flag.Bool("update", false, "write testdata")
 
 func open(t testing.TB, dir string) *Store {
 	t.Helper()
@@ -359,6 +362,33 @@ func TestHeader(t *testing.T) {
 		if back, ok := parseHeader(h[:]); !ok || back != m {
 			t.Fatalf("got %+v, want %+v", back, m)
 		}
+	}
+}
+
+// The pack of SPEC.md: the same contents make the same bytes, today and later.
+func TestVector(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	var all []Bytes
+	for _, text := range []string{"hello\n", "", strings.Repeat("0123456789abcdef", 40), "removed\n"} {
+		all = append(all, Bytes{archive.DigestOf([]byte(text)), []byte(text)})
+	}
+	put(t, s, all...)
+	if err := s.Remove([]archive.Digest{all[3].Digest}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(packFiles(t, dir)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join("testdata", "pack.tar")
+	if *update {
+		if err := errors.Join(os.MkdirAll("testdata", 0o755), os.WriteFile(path, got, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("pack of %d bytes, want %d, %v", len(got), len(want), err)
 	}
 }
 

@@ -202,26 +202,28 @@ func (p *packs) open(d archive.Digest) (*Reader, bool) {
 	}
 }
 
-// right reads a packed content and reports whether it is what it should be. The
-// pack of one that is not is not tidied before another copy is there.
+// right reads a packed content and reports whether it is what it should be.
 func (p *packs) right(d archive.Digest) bool {
 	l, ok := p.find(d)
 	if !ok || l.bad {
 		return false
 	}
-	_, err := p.read(d, l)
+	_, err := p.read(d, l, true)
 	return err == nil
 }
 
-// read returns a member with its header and padding, checked.
-func (p *packs) read(d archive.Digest, l location) ([]byte, error) {
+// read returns a member with its header and padding, checked; off the disk
+// unless it may be cached.
+func (p *packs) read(d archive.Digest, l location, cached bool) ([]byte, error) {
 	f, _, err := openRegular(p.path(l.pack), os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	b := make([]byte, span(int64(l.size)))
-	unix.Fadvise(int(f.Fd()), l.offset(), int64(len(b)), unix.FADV_DONTNEED)
+	if !cached {
+		unix.Fadvise(int(f.Fd()), l.offset(), int64(len(b)), unix.FADV_DONTNEED)
+	}
 	if _, err = f.ReadAt(b, l.offset()); err == nil && !(member{digest: d, size: int64(l.size)}).whole(b) {
 		err = ErrDamaged
 	}

@@ -118,7 +118,7 @@ func (p *packs) members(n uint32) ([]Bytes, bool) {
 	order := slices.SortedFunc(maps.Keys(in), func(a, b archive.Digest) int { return cmp.Compare(in[a].block, in[b].block) })
 	var all []Bytes
 	for _, d := range order {
-		b, err := p.read(d, in[d])
+		b, err := p.read(d, in[d], false)
 		if err != nil {
 			return nil, false
 		}
