@@ -698,6 +698,37 @@ func TestFailedWrite(t *testing.T) {
 	wantHeld(t, open(t, dir), append(some(40, 20), some(41, 20)...)...)
 }
 
+// After an fsync that fails, what it was for is not acknowledged, not even when
+// a later one succeeds; what another process left unsynced is synced before it
+// counts.
+func TestFailedSync(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	put(t, s, some(42, 20)...)
+	s.packs.flush = func(*os.File) error { return unix.EIO }
+	if _, err := s.PutAll(some(43, 20)); !errors.Is(err, unix.EIO) {
+		t.Fatalf("got %v", err)
+	}
+	s.packs.flush = fdatasync
+	wantMissing(t, s, some(43, 20)...)
+	wantMissing(t, open(t, dir), some(43, 20)...)
+	put(t, s, some(43, 20)...)
+	if got := packFiles(t, dir); len(got) != 2 {
+		t.Errorf("went on with a pack after a failed fsync: %v", got)
+	}
+	later := open(t, dir)
+	synced := 0
+	later.packs.flush = func(f *os.File) error { synced++; return fdatasync(f) }
+	wantHeld(t, later, append(some(42, 20), some(43, 20)...)...)
+	if synced != 1 {
+		t.Errorf("believed what may be in the page cache alone: synced %d packs", synced)
+	}
+	broken := open(t, dir)
+	broken.packs.flush = func(*os.File) error { return unix.EIO }
+	wantMissing(t, broken, some(43, 20)...)
+	wantHeld(t, broken, some(42, 20)...)
+}
+
 // Packs are closed at their size.
 func TestPackSize(t *testing.T) {
 	dir := t.TempDir()

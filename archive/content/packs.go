@@ -42,6 +42,9 @@ type packs struct {
 	root disk.Root
 	dir  string
 	room *room
+	// flush makes what was written to a file durable. Only a test has another
+	// than fdatasync(2).
+	flush func(*os.File) error
 
 	mu     sync.RWMutex
 	loaded bool
@@ -67,8 +70,10 @@ type batch struct {
 }
 
 func newPacks(root disk.Root, room *room) *packs {
-	return &packs{root: root, dir: filepath.Join(string(root), packsDir), room: room}
+	return &packs{root: root, dir: filepath.Join(string(root), packsDir), room: room, flush: fdatasync}
 }
+
+func fdatasync(f *os.File) error { return unix.Fdatasync(int(f.Fd())) }
 
 func (p *packs) path(n uint32) string { return filepath.Join(p.dir, fmt.Sprintf("%08d.tar", n)) }
 
@@ -111,13 +116,17 @@ func (p *packs) load() {
 }
 
 // loadPack adds what a pack holds to the index. The newest one may have been cut
-// off while it was written, so all of it is read.
+// off while it was written, so all of it is read, and made durable before it
+// counts as held: it may be in the page cache alone.
 func (p *packs) loadPack(n uint32, newest bool) {
 	f, info, err := openRegular(p.path(n), os.O_RDONLY)
 	if err != nil {
 		return
 	}
 	defer f.Close()
+	if newest && p.flush(f) != nil {
+		return
+	}
 	p.live[n] += 0
 	scan(f, info.Size(), newest, func(m found) {
 		if !m.removed {
@@ -313,7 +322,7 @@ func (p *packs) fill(all []Bytes) (n int, err error) {
 		w.Write(padding[:l.end()-at-block-int64(len(c.Bytes))]) // w keeps the error
 		places, at = append(places, l), l.end()
 	}
-	if err := errors.Join(w.Flush(), unix.Fdatasync(int(p.cur.Fd()))); err != nil {
+	if err := errors.Join(w.Flush(), p.flush(p.cur)); err != nil {
 		return 0, err
 	}
 	p.end = at
@@ -406,6 +415,10 @@ func (p *packs) abandon() {
 func (p *packs) resume(n uint32) bool {
 	f, info, err := p.claim(n)
 	if err != nil {
+		return false
+	}
+	if p.flush(f) != nil {
+		f.Close()
 		return false
 	}
 	end, err := scan(f, info.Size(), true, func(m found) { p.discover(n, m) })
