@@ -77,7 +77,7 @@ func (r Root) Mkdir(dir string) error {
 	if err := r.Mkdir(filepath.Dir(dir)); err != nil {
 		return err
 	}
-	os.Remove(dir) // a file, or a link to nowhere, in its place
+	unix.Unlink(dir) // a file, or a link to nowhere, in its place; never a directory
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
