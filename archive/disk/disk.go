@@ -15,8 +15,8 @@ import (
 // ErrFull says that there is no room for something.
 var ErrFull = errors.New("disk is full")
 
-// ErrIrregular says that a directory, a pipe or the like lies where a file
-// belongs.
+// ErrIrregular says that a directory, a pipe, a link to itself or the like lies
+// where a file belongs.
 var ErrIrregular = errors.New("not a regular file")
 
 // tmpDir holds what is half-written.
@@ -99,8 +99,8 @@ func (r Root) ClearTemp() error {
 // keep its reader waiting for ever.
 func CheckRegular(path string) error {
 	info, err := os.Stat(path)
-	if err == nil && !info.Mode().IsRegular() {
-		err = ErrIrregular
+	if errors.Is(err, unix.ELOOP) || err == nil && !info.Mode().IsRegular() {
+		return ErrIrregular
 	}
 	return err
 }

@@ -40,6 +40,7 @@ func TestPut(t *testing.T) {
 		"a link for a directory":  func() error { return os.Symlink("nowhere", dir) },
 		"a directory for a file":  func() error { return os.MkdirAll(filepath.Join(path, "x"), 0o700) },
 		"a pipe for a file":       func() error { return errors.Join(os.Mkdir(dir, 0o700), unix.Mkfifo(path, 0o600)) },
+		"a link to itself":        func() error { return errors.Join(os.Mkdir(dir, 0o700), os.Symlink("file", path)) },
 		"another file":            func() error { return errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, []byte("old"), 0o600)) },
 		"no temporary directory":  func() error { return os.RemoveAll(filepath.Join(string(root), tmpDir)) },
 		"nothing, not even a dir": func() error { return nil },

@@ -9,6 +9,13 @@ import (
 	"github.com/bonafide-archive/bonafide/archive/content"
 )
 
+// headroom is what contents leave free on the disk, for the files that an
+// update phase must be able to write.
+const headroom = content.Headroom
+
+// ContentPath returns where a content lies that is a file of its own.
+func (s *Store) ContentPath(d archive.Digest) string { return s.contents.PlainPath(d) }
+
 // HasContent reports whether something is kept as a content. What is in it only
 // reading tells.
 func (s *Store) HasContent(d archive.Digest) bool {

@@ -15,7 +15,6 @@ import (
 
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/archivetest"
-	"github.com/bonafide-archive/bonafide/archive/content"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 	"github.com/bonafide-archive/bonafide/tree/boltstore"
 )
@@ -56,7 +55,7 @@ func TestPutContent(t *testing.T) {
 	if read, err := s.CheckContent(t.Context(), c.Digest, nil); err != nil || read != c {
 		t.Errorf("got %v, %v", read, err)
 	}
-	flipByte(t, s.contents.PlainPath(c.Digest), 2_000_000)
+	flipByte(t, s.ContentPath(c.Digest), 2_000_000)
 	if _, err := s.CheckContent(t.Context(), c.Digest, &pace{0.9}); !errors.Is(err, ErrDamaged) {
 		t.Errorf("flipped: got %v", err)
 	}
@@ -90,7 +89,7 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil || int64(st.Bavail)*st.Bsize < content.Headroom || full == 0 || full == 8 {
+	if err := unix.Statfs(dir, &st); err != nil || int64(st.Bavail)*st.Bsize < headroom || full == 0 || full == 8 {
 		t.Errorf("%d of 8 refused, %d bytes left, %v", full, int64(st.Bavail)*st.Bsize, err)
 	}
 	if left, _ := os.ReadDir(filepath.Join(dir, tmpDir)); len(left) > 0 {
