@@ -15,8 +15,8 @@ import (
 // ErrFull says that there is no room for something.
 var ErrFull = errors.New("disk is full")
 
-// ErrIrregular says that a directory, a pipe, a link to itself or the like lies
-// where a file belongs.
+// ErrIrregular says that a directory, a pipe, a link or the like lies where a
+// file belongs.
 var ErrIrregular = errors.New("not a regular file")
 
 // tmpDir holds what is half-written.
@@ -63,7 +63,11 @@ func (r Root) place(tmp, path string) error {
 	if err := os.Rename(tmp, path); err != nil {
 		return err
 	}
-	return SyncDir(filepath.Dir(path))
+	if err := SyncDir(filepath.Dir(path)); err != nil {
+		os.Remove(path) // what is there to see would pass for durable
+		return err
+	}
+	return nil
 }
 
 // Mkdir makes dir and its parents up to the root, each entry durable.
@@ -96,10 +100,10 @@ func (r Root) ClearTemp() error {
 }
 
 // CheckRegular returns ErrIrregular for what must not be opened: a pipe would
-// keep its reader waiting for ever.
+// keep its reader waiting for ever, and so may a link, to a file that is locked.
 func CheckRegular(path string) error {
-	info, err := os.Stat(path)
-	if errors.Is(err, unix.ELOOP) || err == nil && !info.Mode().IsRegular() {
+	info, err := os.Lstat(path)
+	if err == nil && !info.Mode().IsRegular() {
 		return ErrIrregular
 	}
 	return err
