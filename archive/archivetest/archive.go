@@ -4,6 +4,7 @@
 package archivetest
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/ed25519"
@@ -295,6 +296,23 @@ func (a *Archive) Fill(t testing.TB, r *Replica) {
 		}
 	}
 	_, _, err := boltstore.Build(context.Background(), filepath.Join(store, "tree.db"), rows, &a.Record.Root)
+	must(t, err)
+}
+
+// Pack packs the small contents of a replica that is not served, as they are
+// when they come by upload. Fill writes them as files.
+func (a *Archive) Pack(t testing.TB, r *Replica) {
+	t.Helper()
+	s := content.Open(disk.Root(filepath.Join(r.Dir, "store")))
+	defer s.Close()
+	var all []content.Bytes
+	for d, b := range a.contents {
+		if len(b) <= content.Small {
+			all = append(all, content.Bytes{Digest: d, Bytes: b})
+		}
+	}
+	slices.SortFunc(all, func(x, y content.Bytes) int { return bytes.Compare(x.Digest[:], y.Digest[:]) })
+	_, err := s.PutAll(all)
 	must(t, err)
 }
 

@@ -162,8 +162,7 @@ func TestAuditRepair(t *testing.T) {
 	}
 	pack := func(r *archivetest.Replica) string { // with all contents
 		if _, err := os.Stat(archivetest.PackPath(r.Dir)); err != nil {
-			removeAll(t, filepath.Join(r.Dir, "store", "content"))
-			audit(t, a, r, true)
+			a.Pack(t, r)
 		}
 		return archivetest.PackPath(r.Dir)
 	}

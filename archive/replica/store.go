@@ -40,13 +40,18 @@ type Store struct {
 // OpenStore opens the store in dir and makes what is missing of its
 // directories.
 func OpenStore(dir string, r *archive.Roster) (*Store, error) {
-	s := &Store{dir: dir, roster: r, contents: content.Open(disk.Root(dir))}
+	s := newStore(dir, r)
 	for _, d := range []string{historyDir, contentDir, tmpDir} {
 		if err := s.root().Mkdir(filepath.Join(dir, d)); err != nil {
 			return nil, fmt.Errorf("open store: %w", err)
 		}
 	}
 	return s, nil
+}
+
+// newStore returns the store in dir as it is.
+func newStore(dir string, r *archive.Roster) *Store {
+	return &Store{dir: dir, roster: r, contents: content.Open(disk.Root(dir))}
 }
 
 // Close closes the contents and the pending buffer. Trees are closed by who
