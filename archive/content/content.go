@@ -69,6 +69,10 @@ func (s *Store) PlainPath(d archive.Digest) string {
 	return filepath.Join(string(s.root), plainDir, h[:2], h[2:4], h)
 }
 
+// Reload makes the index of the packs anew from the disk, so that an audit finds
+// what another process would.
+func (s *Store) Reload() { s.packs.reload() }
+
 // Size returns the size of what is kept as a content, in bytes. What is in it
 // only reading tells. The error is ErrMissing or ErrDamaged.
 func (s *Store) Size(d archive.Digest) (int64, error) {

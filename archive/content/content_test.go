@@ -413,6 +413,32 @@ func TestContentOfHeaders(t *testing.T) {
 	wantMissing(t, later, contentOf(2, 7), trap)
 }
 
+// A header with a size that is too large hides nothing that lies in its reach,
+// and an audit sees a pack as another process would.
+func TestHeaderReachesTooFar(t *testing.T) {
+	for _, newest := range []bool{true, false} {
+		dir := t.TempDir()
+		s := open(t, dir)
+		all := []Bytes{contentOf(1, 600), contentOf(2, 100), contentOf(3, 100), contentOf(4, 100)}
+		put(t, s, all...)
+		far := contentOf(5, 2000)
+		change(t, packFiles(t, dir)[0], func(b []byte) []byte { copy(b, headerOf(far.Digest, 2000)); return b })
+		if !newest { // then headers alone are read, as long as they follow each other
+			if err := os.WriteFile(filepath.Join(dir, packsDir, "00000001.tar"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.Reload()
+		for _, s := range []*Store{s, open(t, dir)} {
+			wantHeld(t, s, all[1:]...)
+			wantMissing(t, s, all[0])
+			if _, err := s.Check(t.Context(), far.Digest, nil); err == nil {
+				t.Error("believed in a content that is not there")
+			}
+		}
+	}
+}
+
 // Two stores on one directory do not write over each other.
 func TestTwoStores(t *testing.T) {
 	dir := t.TempDir()
@@ -763,12 +789,14 @@ func FuzzScan(f *testing.F) {
 		for _, prove := range []bool{false, true} {
 			next, lost := int64(0), false
 			end, err := scan(bytes.NewReader(b), int64(len(b)), prove, func(m found) {
-				lost = lost || m.at != next
-				if m.at < next || m.at%block != 0 || m.at+span(m.size) > int64(len(b)) {
+				lost = lost || m.at != next || m.at%block != 0
+				if m.at < next && m.good || m.at%block != 0 || m.at+span(m.size) > int64(len(b)) {
 					t.Fatalf("member at %d of %d bytes, after %d", m.at, m.size, next)
 				}
-				next = m.at + span(m.size)
-				raw := b[m.at:next]
+				raw := b[m.at:][:span(m.size)]
+				if next = m.at + block; m.good {
+					next = m.at + span(m.size)
+				}
 				if right := m.whole(raw); !m.removed && m.good && (lost || prove) && !right {
 					t.Fatal("believed a member that is wrong")
 				}

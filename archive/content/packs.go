@@ -115,6 +115,18 @@ func (p *packs) load() {
 	}
 }
 
+// reload makes the index anew from the disk.
+func (p *packs) reload() {
+	p.turn.Lock() // nothing is written meanwhile
+	defer p.turn.Unlock()
+	fresh := newPacks(p.root, p.room)
+	fresh.flush = p.flush
+	fresh.load()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.loaded, p.index, p.live = true, fresh.index, fresh.live
+}
+
 // loadPack adds what a pack holds to the index. The newest one may have been cut
 // off while it was written, so all of it is read, and made durable before it
 // counts as held: it may be in the page cache alone.

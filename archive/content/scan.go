@@ -20,10 +20,12 @@ type scanner struct {
 	buf  []byte // what lies from base on
 	base int64
 	// proving is set where a header is not enough: in a pack that was being
-	// written when the process ended, and after bytes that are no member, since
+	// written when the process ended, and in one with bytes that are no member:
 	// what looks like one may then be part of a content.
 	proving bool
-	lost    bool
+	lost    bool  // met such bytes
+	end     int64 // of the last good member
+	all     []found
 }
 
 // found is a member of a pack.
@@ -34,27 +36,41 @@ type found struct {
 }
 
 // scan calls fn with every member of a pack in order, and returns where the last
-// good one ends. With prove all are read and checked, otherwise only those after
-// bytes that are no member. It fails only if the pack cannot be read.
+// good one ends. With prove, and wherever the pack is damaged, all are read, and
+// only those that are right count, but for what lies before the first damage.
+// It fails only if the pack cannot be read; then fn has what came before.
 func scan(r io.ReaderAt, size int64, prove bool, fn func(found)) (end int64, err error) {
 	s := &scanner{r: r, size: min(size, maxScan), proving: prove}
-	for at := int64(0); at+block <= s.size; {
+	err = s.pass()
+	if err == nil && s.lost && !prove {
+		s = &scanner{r: r, size: s.size, proving: true}
+		err = s.pass()
+	}
+	for _, m := range s.all {
+		fn(m)
+	}
+	return s.end, err
+}
+
+// pass goes through the pack once, until it is lost unless it proves.
+func (s *scanner) pass() error {
+	for at := int64(0); at+block <= s.size && (s.proving || !s.lost); {
 		m, ok, err := s.member(at)
 		if err != nil {
-			return end, err
+			return err
 		}
-		if !ok {
-			s.lost, s.proving = true, true
+		if ok {
+			s.all = append(s.all, m)
+		}
+		if !ok || !m.good { // its size may be wrong too: others may lie in it
+			s.lost = true
 			at += block
 			continue
 		}
-		fn(m)
 		at += span(m.size)
-		if m.good {
-			end = at
-		}
+		s.end = at
 	}
-	return end, nil
+	return nil
 }
 
 // member returns the member whose header lies at an offset, if there is one.

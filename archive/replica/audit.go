@@ -113,6 +113,9 @@ func (a *auditor) run(ctx context.Context) (Report, error) {
 	}
 	a.report.Epoch, a.report.Head = heldEpoch(a.Roster, st)
 	a.behind(ctx)
+	if !a.shallow {
+		a.store.contents.Reload()
+	}
 	if a.report.Epoch > 0 {
 		err = a.all(ctx)
 	}
