@@ -261,6 +261,9 @@ func TestTornTail(t *testing.T) {
 	path := filepath.Join(dir, packsDir, "00000000.tar")
 	os.Mkdir(filepath.Dir(path), 0o700)
 	for n := len(held); n < len(whole); n++ {
+		if n < len(whole)-int(span(3)) && n%block > 2 && n%13 > 0 {
+			continue // every byte of the last, and some of the one before
+		}
 		for what, tail := range map[string][]byte{"cut": nil, "zeros": make([]byte, len(whole)-n), "garbage": contentOf(3, len(whole)-n).Bytes} {
 			if tail != nil && n%11 != 0 {
 				continue
@@ -269,6 +272,7 @@ func TestTornTail(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := open(t, dir)
+			s.packs.flush = func(*os.File) error { return nil } // thousands take long
 			for _, c := range before {
 				if got, err := readAll(s, c.Digest); err != nil || !bytes.Equal(got, c.Bytes) {
 					t.Fatalf("%s at %d: lost what was acknowledged: %v", what, n, err)
@@ -279,7 +283,7 @@ func TestTornTail(t *testing.T) {
 					wantHeld(t, s, c)
 				}
 			}
-			if n%97 == 0 {
+			if n%89 == 0 {
 				put(t, s, last...)
 				wantHeld(t, open(t, dir), append(last, before...)...)
 				s.Close()
@@ -613,7 +617,8 @@ func TestRescue(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	all := append(some(30, 300), contentOf(1, 3*Small))
-	for _, c := range all {
+	put(t, s, all[:300]...)
+	for _, c := range all[300:] {
 		if _, err := s.Put(t.Context(), c.Digest, int64(len(c.Bytes)), bytes.NewReader(c.Bytes)); err != nil {
 			t.Fatal(err)
 		}
@@ -648,9 +653,9 @@ func TestRescue(t *testing.T) {
 // Zeros take no room, and are read as zeros.
 func TestHoles(t *testing.T) {
 	s := open(t, t.TempDir())
-	const size = 64<<20 + 5
+	const size = 16<<20 + 5
 	b := make([]byte, size)
-	copy(b[20<<20:], "not zero")
+	copy(b[5<<20:], "not zero")
 	d := archive.DigestOf(b)
 	if _, err := s.Put(t.Context(), d, size, iotestOneByOne{bytes.NewReader(b)}); err != nil {
 		t.Fatal(err)
