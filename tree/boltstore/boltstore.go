@@ -75,10 +75,12 @@ var (
 type Store struct {
 	db     *bolt.DB
 	file   *os.File    // the same file as in db
-	broken atomic.Bool // a write ended in a panic: db is not to be written or closed again
+	page   int         // bytes of one
+	broken atomic.Bool // bbolt panicked and kept its locks: db is not to be used or closed again
 
-	applying sync.Mutex // held by Apply
-	partRows int
+	beginning sync.Mutex // held while a transaction begins
+	applying  sync.Mutex // held by Apply
+	partRows  int
 
 	scratch  sync.Pool // of *scratch
 	outlines outlines
@@ -89,7 +91,9 @@ type Store struct {
 func Open(path string, o Options) (*Store, error) {
 	s := &Store{partRows: partRows}
 	err := guard(func() (err error) {
-		s.db, err = bolt.Open(path, 0o600, s.boltOptions(o))
+		if s.db, err = bolt.Open(path, 0o600, s.boltOptions(o)); err == nil {
+			s.page = s.db.Info().PageSize
+		}
 		return openError(err)
 	})
 	if err == nil {
@@ -126,6 +130,7 @@ func openError(err error) error {
 	var pathErr *os.PathError
 	var sysErr *os.SyscallError
 	switch {
+	case errors.Is(err, unix.EIO), errors.Is(err, unix.EBADF): // a bad sector; an empty file, which bbolt would write to
 	case err == nil, errors.As(err, &pathErr), errors.As(err, &sysErr):
 		return err
 	case errors.Is(err, berrors.ErrTimeout):
@@ -188,23 +193,50 @@ func guard(fn func() error) (err error) {
 	return fn()
 }
 
+// begin begins a transaction, guarded. Where both meta pages are damaged bbolt
+// panics, and keeps its locks, so that nothing would ever begin or close again:
+// they are looked at first.
+func (s *Store) begin(writable bool) (tx *bolt.Tx, err error) {
+	s.beginning.Lock()
+	defer s.beginning.Unlock()
+	if s.broken.Load() {
+		return nil, fmt.Errorf("%w: it was found so before", ErrDamaged)
+	}
+	if err := CheckMeta(s.file, s.page); err != nil {
+		return nil, err
+	}
+	done := false
+	err = guard(func() (err error) {
+		tx, err = s.db.Begin(writable)
+		done = true
+		return err
+	})
+	if !done {
+		s.broken.Store(true)
+	}
+	return tx, err
+}
+
 // view runs fn, guarded, in a read transaction.
 func (s *Store) view(fn func(*bolt.Tx) error) error {
-	return guard(func() error { return s.db.View(fn) })
+	tx, err := s.begin(false)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() // of a read transaction: it ends
+	return guard(func() error { return fn(tx) })
 }
 
 // update runs fn, guarded, in a write transaction, and commits unless fn
 // returns an error. After a panic the Store is not written again.
 func (s *Store) update(fn func(*bolt.Tx) error) error {
-	if s.broken.Load() {
-		return fmt.Errorf("%w: an earlier write found it so", ErrDamaged)
+	tx, err := s.begin(true)
+	if err != nil {
+		return err
 	}
 	done := false
-	err := guard(func() error {
-		tx, err := s.db.Begin(true)
-		if err == nil {
-			err = commit(tx, fn(tx))
-		}
+	err = guard(func() error {
+		err := commit(tx, fn(tx))
 		done = true
 		return err
 	})
@@ -321,11 +353,7 @@ func (s *Store) Walk(ctx context.Context, from []byte, fn func(name, val []byte)
 // blocks reads all pairs from `from` on, as of one moment, into batches from
 // next, and hands them to fn; those before a damaged place, too.
 func (s *Store) blocks(from []byte, next func() (*batch, error), fn func(*batch) error) error {
-	var tx *bolt.Tx
-	err := guard(func() (err error) {
-		tx, err = s.db.Begin(false)
-		return err
-	})
+	tx, err := s.begin(false)
 	if err != nil {
 		return err
 	}

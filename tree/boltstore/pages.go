@@ -2,11 +2,13 @@ package boltstore
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
+	"os"
 	"runtime"
 	"slices"
 	"strconv"
@@ -320,6 +322,21 @@ func validMeta(m []byte) bool {
 	return binary.LittleEndian.Uint32(m) == metaMagic && binary.LittleEndian.Uint64(m[metaSize-8:]) == sum.Sum64()
 }
 
+// CheckMeta returns ErrDamaged if neither meta page of a bbolt file is good.
+func CheckMeta(file io.ReaderAt, pageSize int) error {
+	var b [metaSize]byte
+	for i := range int64(2) {
+		_, err := file.ReadAt(b[:], i*int64(pageSize)+pageHeader)
+		if errors.Is(err, os.ErrClosed) {
+			return err
+		}
+		if err == nil && validMeta(b[:]) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: neither meta page is good", ErrDamaged)
+}
+
 func (w *pages) free(id uint64) {
 	p, err := w.load(id)
 	if err != nil || p.flags() != freelistPage {
@@ -340,6 +357,27 @@ func (w *pages) free(id uint64) {
 			return
 		}
 	}
+}
+
+// CheckFile checks the pages of any bbolt file that is not being written, with
+// plain reads. It returns ErrDamaged if some are not as bbolt writes them. readable
+// says that bbolt, if guarded, can still read what is left, and comes to an end.
+func CheckFile(path string) (readable bool, err error) {
+	s, err := Open(path, Options{ReadOnly: true})
+	if err != nil {
+		return false, err
+	}
+	var mu sync.Mutex
+	var found error
+	err = s.view(func(tx *bolt.Tx) error {
+		_, err := s.checkPages(tx, false, func(_ string, _ span, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			found = cmp.Or(found, err)
+		})
+		return err
+	})
+	return true, errors.Join(found, err, s.Close())
 }
 
 // checkCycles fails if a search could run in a circle.

@@ -16,7 +16,7 @@ type snapshot []*reader
 func (s *Store) snapshot() (rs snapshot, err error) {
 	err = guard(func() error {
 		for rs == nil {
-			if rs, err = s.begin(runtime.GOMAXPROCS(0)); err != nil {
+			if rs, err = s.beginAll(runtime.GOMAXPROCS(0)); err != nil {
 				return err
 			}
 			if !rs.same() { // something was written meanwhile
@@ -29,9 +29,9 @@ func (s *Store) snapshot() (rs snapshot, err error) {
 	return rs, err
 }
 
-func (s *Store) begin(n int) (rs snapshot, err error) {
+func (s *Store) beginAll(n int) (rs snapshot, err error) {
 	for range n {
-		tx, err := s.db.Begin(false)
+		tx, err := s.begin(false)
 		if err != nil {
 			rs.close()
 			return nil, err
