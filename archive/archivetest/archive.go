@@ -216,6 +216,9 @@ func (a *Archive) next(t testing.TB, files map[archive.Name][]byte, absent []uin
 	return rec
 }
 
+// History returns all records and certificates, from epoch 1.
+func (a *Archive) History() []wire.SignedRecord { return a.history }
+
 // Pairs returns the rows of the newest tree, in order.
 func (a *Archive) Pairs() []tree.Pair {
 	var all []tree.Pair

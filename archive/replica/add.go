@@ -121,7 +121,7 @@ func (s *service) refusal(what string, err error) error {
 	case errors.Is(err, ErrFull):
 		s.Log.Error(what, "error", err)
 		return wire.Errorf(wire.CodeFull, "the replica's disk is full")
-	case errors.Is(err, errLost):
+	case errors.Is(err, errLost), errors.Is(err, ErrDamaged): // the next process makes a new buffer
 		s.die(err)
 	}
 	s.Log.Error(what, "error", err)

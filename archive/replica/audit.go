@@ -90,6 +90,7 @@ type auditor struct {
 	contents *contentRepair
 	listed   listed
 	pending  *Pending     // nil: not at hand
+	renew    func() error // told when that is damaged
 	shallow  bool         // contents: look for missing ones only
 	resume   bool         // contents: begin where the audit before ended
 	reopened func() error // told when the tree file was replaced

@@ -21,6 +21,7 @@ const (
 	PartHistory = "history"
 	PartTree    = "tree"
 	PartContent = "content"
+	PartPending = "pending"
 )
 
 // Event is one line of an audit's story.
@@ -49,6 +50,8 @@ func (e Event) Subject() string {
 			return "tree"
 		}
 		return fmt.Sprintf("tree from %q to %q", e.From, e.To)
+	case PartPending:
+		return "pending submissions"
 	case PartContent:
 		return fmt.Sprintf("content of %q", string(e.Name))
 	}

@@ -102,6 +102,9 @@ func (s *service) restore(ctx context.Context) error {
 	return s.openChecked(ctx, rec, cert)
 }
 
+// errRenew ends a service process whose pending buffer is damaged.
+var errRenew = fmt.Errorf("pending: %w: the service starts anew, with what can be read of it", ErrDamaged)
+
 func (s *service) sources() []Source {
 	var out []Source
 	for _, p := range s.peers {
@@ -118,6 +121,7 @@ func (s *service) headRecord(ctx context.Context) (archive.EpochRecord, archive.
 	if err == nil && rec.Head() == head {
 		return rec, cert, nil
 	}
+	s.Log.Warn("damage: the record of the head; fetching it from peers", "epoch", e, "because", err)
 	return repairRecord(ctx, s.store, e, head, s.sources(), s.Timeout)
 }
 
@@ -281,6 +285,10 @@ func (s *service) auditor(o AuditOptions, emit func(Event)) *auditor {
 		emit(e)
 	})
 	a.pending = s.pending
+	a.renew = func() error {
+		s.die(errRenew)
+		return errRenew
+	}
 	a.reopened = func() error {
 		s.shelf.withdraw(wire.Errorf(wire.CodeUnavailable, "the tree is being checked"))
 		kick(s.wake)

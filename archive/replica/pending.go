@@ -9,12 +9,14 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/tree/boltstore"
 )
 
 var (
@@ -35,12 +37,17 @@ type Stats struct {
 // What it acknowledges is on the disk. It knows too which contents were
 // uploaded and are not bound yet. Its methods may be called concurrently.
 type Pending struct {
-	db   *bbolt.DB
-	path string
-	file fs.FileInfo // of path, when it was opened
-	lock *os.File
+	db     *bbolt.DB
+	opened *os.File // the file of db
+	path   string
+	file   fs.FileInfo // of path, when it was opened
+	lock   *os.File
+	damage error       // what was found when it was opened, and not kept
+	broken atomic.Bool // bbolt panicked and kept its locks: db is not to be used or closed again
 
 	commit sync.Mutex // held by the one who writes for all that queue
+
+	beginning sync.Mutex // held while a transaction begins
 
 	mu      sync.Mutex // guards all below
 	queue   []*put
@@ -136,42 +143,65 @@ func renewed(path string) (*Pending, error) {
 		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
-		closeGuarded(p.db)
+		p.closeFile()
 		os.Remove(fresh)
 		return nil, full(err)
 	}
+	p.damage = damage
 	return p, nil
 }
 
 // loaded opens a buffer that is as it was written.
 func loaded(path string) (*Pending, error) {
-	db, err := openGuarded(path, false)
+	p, err := openGuarded(path, false)
 	if err != nil {
 		return nil, full(err)
 	}
-	p := &Pending{db: db}
 	if err := guard(p.load); err != nil {
-		closeGuarded(db)
+		p.closeFile()
 		return nil, full(err)
 	}
 	return p, nil
 }
 
 // openGuarded opens a file that may be damaged.
-func openGuarded(path string, readOnly bool) (db *bbolt.DB, err error) {
+func openGuarded(path string, readOnly bool) (*Pending, error) {
+	p := new(Pending)
 	o := &bbolt.Options{Timeout: lockWait, ReadOnly: readOnly}
+	o.OpenFile = func(name string, flag int, mode os.FileMode) (f *os.File, err error) {
+		f, err = os.OpenFile(name, flag, mode)
+		p.opened = f
+		return f, err
+	}
 	if !readOnly {
 		o.InitialMmapSize = 64 << 20
 	}
-	err = guard(func() (err error) {
-		db, err = bbolt.Open(path, 0o600, o)
+	err := guard(func() (err error) {
+		p.db, err = bbolt.Open(path, 0o600, o)
 		return err
 	})
-	return db, err
+	if err != nil && p.opened != nil {
+		p.abandon()
+	}
+	return p, err
 }
 
-// closeGuarded closes a file that may be damaged.
-func closeGuarded(db *bbolt.DB) error { return guard(db.Close) }
+// closeFile closes a file that may be damaged.
+func (p *Pending) closeFile() error {
+	if p.broken.Load() { // Close would wait for the write for ever
+		return p.abandon()
+	}
+	return guard(p.db.Close)
+}
+
+// abandon gives the file up, but for what is mapped of it.
+func (p *Pending) abandon() error {
+	unix.Flock(int(p.opened.Fd()), unix.LOCK_UN) // the mapping would keep it
+	if err := p.opened.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
 
 // takeRows copies the rows of another buffer that vouch for themselves: the key
 // of a submission is its digest. damage says why not all could be read; err, why
@@ -180,13 +210,16 @@ func (p *Pending) takeRows(path string) (damage, err error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	db, damage := openGuarded(path, true)
-	if damage != nil {
+	readable, damage := boltstore.CheckFile(path)
+	if !readable {
 		return damage, nil
 	}
-	defer closeGuarded(db)
-	old := &Pending{db: db}
-	damage = old.Each(func(s archive.Submission) error {
+	old, lost := openGuarded(path, true)
+	if lost != nil {
+		return lost, nil
+	}
+	defer old.closeFile()
+	lost = old.Each(func(s archive.Submission) error {
 		if _, err = p.enqueue(&put{sub: s}, nil); err == nil && len(p.queue) >= copyBatch {
 			err = p.flush()
 		}
@@ -198,8 +231,8 @@ func (p *Pending) takeRows(path string) (damage, err error) {
 	if err != nil {
 		return nil, err
 	}
-	lost, err := p.takeUploads(old)
-	return errors.Join(damage, lost), err
+	uploads, err := p.takeUploads(old)
+	return errors.Join(damage, lost, uploads), err
 }
 
 // copyBatch is how many submissions are copied in one transaction.
@@ -227,7 +260,7 @@ func (p *Pending) load() error {
 	p.writers = make(map[archive.KeyID]Stats)
 	p.stored = make(map[archive.KeyID]uint64)
 	p.names = make(map[archive.Name]int)
-	err := p.db.Update(func(tx *bbolt.Tx) error {
+	err := p.update(func(tx *bbolt.Tx) error {
 		for _, b := range [][]byte{submissionsBucket, uploadsBucket} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
@@ -244,7 +277,7 @@ func (p *Pending) load() error {
 	return p.eachUpload(func(_ archive.Digest, u upload) error { p.stored[u.writer] += u.size; return nil })
 }
 
-func (p *Pending) close() error { return errors.Join(closeGuarded(p.db), p.lock.Close()) }
+func (p *Pending) close() error { return errors.Join(p.closeFile(), p.lock.Close()) }
 
 // count adds a submission to the counts, or takes it off with sign -1.
 func (p *Pending) count(s archive.Submission, sign int) {
@@ -355,11 +388,65 @@ func (p *Pending) flush() error {
 	return err
 }
 
+// update runs f in a write transaction and commits. After a panic nothing is
+// written to the file again: the next process saves what can be read of it.
 func (p *Pending) update(f func(*bbolt.Tx) error) error {
-	if err := guard(func() error { return p.db.Update(f) }); err != nil {
+	tx, err := p.begin(true)
+	if err != nil {
+		return err
+	}
+	err = p.whole(func() error {
+		if err := f(tx); err != nil {
+			return errors.Join(err, tx.Rollback())
+		}
+		return tx.Commit()
+	})
+	if err != nil {
 		return full(err)
 	}
 	return p.reachable()
+}
+
+// begin begins a transaction, unless the meta pages are damaged: bbolt would
+// panic and keep its locks.
+func (p *Pending) begin(writable bool) (tx *bbolt.Tx, err error) {
+	p.beginning.Lock()
+	defer p.beginning.Unlock()
+	if p.broken.Load() {
+		return nil, fmt.Errorf("pending: %w: it was found so before", ErrDamaged)
+	}
+	if err := boltstore.CheckMeta(p.opened, os.Getpagesize()); err != nil {
+		return nil, fmt.Errorf("pending: %w: %w", ErrDamaged, err)
+	}
+	err = p.whole(func() (err error) {
+		tx, err = p.db.Begin(writable)
+		return err
+	})
+	return tx, err
+}
+
+// whole runs f, guarded. When it does not come to its end, db is lost.
+func (p *Pending) whole(f func() error) error {
+	done := false
+	err := guard(func() error {
+		err := f()
+		done = true
+		return err
+	})
+	if !done {
+		p.broken.Store(true)
+	}
+	return err
+}
+
+// view runs f, guarded, in a read transaction.
+func (p *Pending) view(f func(*bbolt.Tx) error) error {
+	tx, err := p.begin(false)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	return guard(func() error { return f(tx) })
 }
 
 // errLost says that what was written is not where the next process will look.
@@ -393,18 +480,16 @@ func (p *Pending) Each(fn func(archive.Submission) error) error {
 }
 
 func (p *Pending) each(bucket []byte, fn func(archive.Digest, []byte) error) error {
-	return guard(func() error {
-		return p.db.View(func(tx *bbolt.Tx) error {
-			b := tx.Bucket(bucket)
-			if b == nil {
-				return ErrDamaged
+	return p.view(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucket)
+		if b == nil {
+			return fmt.Errorf("pending: %w: no %s", ErrDamaged, bucket)
+		}
+		return b.ForEach(func(k, v []byte) error {
+			if len(k) != len(archive.Digest{}) {
+				return nil
 			}
-			return b.ForEach(func(k, v []byte) error {
-				if len(k) != len(archive.Digest{}) {
-					return nil
-				}
-				return fn(archive.Digest(k), append([]byte(nil), v...))
-			})
+			return fn(archive.Digest(k), append([]byte(nil), v...))
 		})
 	})
 }
@@ -492,11 +577,9 @@ func (p *Pending) putUpload(d archive.Digest, u upload) (first bool, err error) 
 
 // upload returns what is known of an uploaded content.
 func (p *Pending) upload(d archive.Digest) (u upload, ok bool) {
-	guard(func() error {
-		return p.db.View(func(tx *bbolt.Tx) error {
-			u, ok = parseUpload(tx.Bucket(uploadsBucket).Get(d[:]))
-			return nil
-		})
+	p.view(func(tx *bbolt.Tx) error {
+		u, ok = parseUpload(tx.Bucket(uploadsBucket).Get(d[:]))
+		return nil
 	})
 	return u, ok
 }

@@ -156,6 +156,9 @@ func (d tickDir) once(name string, b []byte) error {
 }
 
 func readBounded(path string, limit int64) ([]byte, error) {
+	if err := checkRegular(path); err != nil {
+		return nil, err
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

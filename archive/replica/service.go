@@ -90,6 +90,9 @@ func newService(ctx context.Context, c Config) (*service, error) {
 		wake: make(chan struct{}, 1), fatal: make(chan error, 1),
 	}
 	s.shelf.withdraw(s.whyNone())
+	if pending.damage != nil {
+		s.Log.Warn("the pending buffer was damaged; kept what could be read of it", "names", pending.Total().Names, "because", pending.damage)
+	}
 	return s, store.ClearTemp()
 }
 
