@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"syscall"
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
@@ -121,11 +122,19 @@ func (s *service) refusal(what string, err error) error {
 	case errors.Is(err, ErrFull):
 		s.Log.Error(what, "error", err)
 		return wire.Errorf(wire.CodeFull, "the replica's disk is full")
-	case errors.Is(err, errLost), errors.Is(err, ErrDamaged): // the next process makes a new buffer
-		s.die(err)
+	case errors.Is(err, errLost), errors.Is(err, ErrDamaged), isErrno(err):
+		s.die(err) // the next process makes a new buffer, and syncs all of it
 	}
 	s.Log.Error(what, "error", err)
 	return wire.Errorf(wire.CodeUnavailable, "the replica cannot write")
+}
+
+// isErrno says that the system refused to do something. After a failed fsync
+// nobody knows what is on the disk, and the next one succeeds all the same: who
+// has seen one fail acknowledges nothing more.
+func isErrno(err error) bool {
+	var no syscall.Errno
+	return errors.As(err, &no)
 }
 
 // boundAlready looks all names up in the tree. The ack says "bound" if each has

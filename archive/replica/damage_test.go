@@ -82,6 +82,9 @@ func TestServePendingDamaged(t *testing.T) {
 	if !strings.Contains(log.String(), "the pending buffer was damaged") {
 		t.Errorf("not told: %s", log.String())
 	}
+	if st, err := s.client.Status(t.Context()); err != nil || st.Pending != 1 {
+		t.Errorf("%d names were saved, %v, want 1\n%s", st.Pending, err, log.String())
+	}
 	if _, err := s.client.Add(t.Context(), a.Submission(time.Now(), held)); err != nil {
 		t.Errorf("add: %v", err)
 	}

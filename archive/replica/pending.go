@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -211,18 +212,28 @@ func (p *Pending) takeRows(path string) (damage, err error) {
 		return nil, nil
 	}
 	readable, damage := boltstore.CheckFile(path)
-	if !readable {
+	if readable {
+		lost, err := p.takeReadable(path)
+		if err != nil {
+			return nil, err
+		}
+		damage = errors.Join(damage, lost)
+	}
+	if damage != nil {
+		err = p.salvage(path)
+	}
+	return damage, err
+}
+
+// takeReadable copies what bbolt finds in a file.
+func (p *Pending) takeReadable(path string) (damage, err error) {
+	old, damage := openGuarded(path, true)
+	if damage != nil {
 		return damage, nil
 	}
-	old, lost := openGuarded(path, true)
-	if lost != nil {
-		return lost, nil
-	}
 	defer old.closeFile()
-	lost = old.Each(func(s archive.Submission) error {
-		if _, err = p.enqueue(&put{sub: s}, nil); err == nil && len(p.queue) >= copyBatch {
-			err = p.flush()
-		}
+	damage = old.Each(func(s archive.Submission) error {
+		err = p.copy(s)
 		return err
 	})
 	if err == nil {
@@ -231,8 +242,43 @@ func (p *Pending) takeRows(path string) (damage, err error) {
 	if err != nil {
 		return nil, err
 	}
-	uploads, err := p.takeUploads(old)
-	return errors.Join(damage, lost, uploads), err
+	lost, err := p.takeUploads(old)
+	return errors.Join(damage, lost), err
+}
+
+// salvage copies the submissions that lie anywhere in a damaged file. Some may
+// have been dropped before; they will be again.
+func (p *Pending) salvage(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil // nothing to be had
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil
+	}
+	err = boltstore.Salvage(f, info.Size(), func(key, val []byte) error {
+		d := archive.DigestOf(val)
+		if !bytes.Equal(key, d[:]) {
+			return nil
+		}
+		s, err := archive.ParseSubmission(slices.Clone(val))
+		if err != nil {
+			return nil
+		}
+		return p.copy(s)
+	})
+	return errors.Join(err, p.flush())
+}
+
+// copy takes over a submission, for the next flush.
+func (p *Pending) copy(s archive.Submission) error {
+	_, err := p.enqueue(&put{sub: s}, nil)
+	if err == nil && len(p.queue) >= copyBatch {
+		err = p.flush()
+	}
+	return err
 }
 
 // copyBatch is how many submissions are copied in one transaction.
@@ -377,6 +423,9 @@ func (p *Pending) flush() error {
 		return nil
 	})
 	if err == nil {
+		err = p.sound()
+	}
+	if err == nil {
 		return nil
 	}
 	p.mu.Lock()
@@ -405,6 +454,17 @@ func (p *Pending) update(f func(*bbolt.Tx) error) error {
 		return full(err)
 	}
 	return p.reachable()
+}
+
+// sound checks the pages of the file: what is written to a damaged one may be
+// out of reach, or be overwritten by the next write, and must not be
+// acknowledged.
+func (p *Pending) sound() error {
+	err := p.view(func(tx *bbolt.Tx) error { return boltstore.CheckPages(p.opened, tx) })
+	if errors.Is(err, boltstore.ErrDamaged) {
+		err = fmt.Errorf("pending: %w: %w", ErrDamaged, err)
+	}
+	return err
 }
 
 // begin begins a transaction, unless the meta pages are damaged: bbolt would

@@ -186,7 +186,11 @@ func writeDurably(path string, b []byte) error {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return syncDirs(filepath.Dir(path), 1)
+	if err := syncDirs(filepath.Dir(path), 1); err != nil {
+		os.Remove(path) // what is there to see would pass for durable
+		return err
+	}
+	return nil
 }
 
 // syncDirs makes the entries of dir durable, and of n-1 directories above it.

@@ -56,16 +56,16 @@ const (
 var errCycle = errors.New("pages in a circle")
 
 // checkPages checks all buckets of tx.
-func (s *Store) checkPages(tx *bolt.Tx, skim bool, report func(bucket string, s span, err error)) (cyclic bool, err error) {
-	info, err := s.file.Stat()
+func checkPages(file *os.File, tx *bolt.Tx, skim bool, report func(bucket string, s span, err error)) (cyclic bool, err error) {
+	info, err := file.Stat()
 	if err != nil {
 		return false, err
 	}
 	if !skim { // from front to back, as pages may be anywhere
-		_ = unix.Fadvise(int(s.file.Fd()), 0, info.Size(), unix.FADV_WILLNEED)
+		_ = unix.Fadvise(int(file.Fd()), 0, info.Size(), unix.FADV_WILLNEED)
 	}
-	size := s.db.Info().PageSize
-	w := &pages{file: s.file, size: size, skim: skim, whole: !skim, report: report}
+	size := tx.DB().Info().PageSize
+	w := &pages{file: file, size: size, skim: skim, whole: !skim, report: report}
 	w.limit = uint64(min(tx.Size(), info.Size())) / uint64(size)
 	w.seen = make([]atomic.Bool, w.limit)
 	w.visit("", uint64(tx.Cursor().Bucket().Root()), span{})
@@ -359,31 +359,35 @@ func (w *pages) free(id uint64) {
 	}
 }
 
-// CheckFile checks the pages of any bbolt file that is not being written, with
-// plain reads. It returns ErrDamaged if some are not as bbolt writes them. readable
-// says that bbolt, if guarded, can still read what is left, and comes to an end.
+// CheckPages checks the pages that a transaction of any bbolt file reads, and
+// the list of free ones, with plain reads. It returns ErrDamaged if some are not
+// as bbolt writes them.
+func CheckPages(file *os.File, tx *bolt.Tx) error {
+	var mu sync.Mutex
+	var found error
+	_, err := checkPages(file, tx, false, func(_ string, _ span, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		found = cmp.Or(found, err)
+	})
+	return errors.Join(found, err)
+}
+
+// CheckFile is CheckPages of a file that is not open. readable says that bbolt,
+// if guarded, can still read what is left, and comes to an end.
 func CheckFile(path string) (readable bool, err error) {
 	s, err := Open(path, Options{ReadOnly: true})
 	if err != nil {
 		return false, err
 	}
-	var mu sync.Mutex
-	var found error
-	err = s.view(func(tx *bolt.Tx) error {
-		_, err := s.checkPages(tx, false, func(_ string, _ span, err error) {
-			mu.Lock()
-			defer mu.Unlock()
-			found = cmp.Or(found, err)
-		})
-		return err
-	})
-	return true, errors.Join(found, err, s.Close())
+	err = s.view(func(tx *bolt.Tx) error { return CheckPages(s.file, tx) })
+	return true, errors.Join(err, s.Close())
 }
 
 // checkCycles fails if a search could run in a circle.
 func (s *Store) checkCycles() error {
 	return s.view(func(tx *bolt.Tx) error {
-		cyclic, err := s.checkPages(tx, true, func(string, span, error) {})
+		cyclic, err := checkPages(s.file, tx, true, func(string, span, error) {})
 		if cyclic {
 			return fmt.Errorf("%w: %w", ErrDamaged, errCycle)
 		}
@@ -393,7 +397,7 @@ func (s *Store) checkCycles() error {
 
 // pages reports what is wrong with the pages of the file.
 func (a *auditor) pages(s *Store, tx *bolt.Tx) error {
-	cyclic, err := s.checkPages(tx, false, func(bucket string, s span, err error) {
+	cyclic, err := checkPages(s.file, tx, false, func(bucket string, s span, err error) {
 		switch l, isChunks := strings.CutPrefix(bucket, "chunks/"); {
 		case bucket == string(leavesBucket):
 			a.tear(s, 0, err)
@@ -408,4 +412,61 @@ func (a *auditor) pages(s *Store, tx *bolt.Tx) error {
 		return fmt.Errorf("%w: %w", ErrDamaged, errCycle)
 	}
 	return err
+}
+
+// Salvage calls fn with every row that lies in some leaf page of a bbolt file,
+// in use or not, found with plain reads alone, until fn returns an error. Where
+// the file is damaged rows are missing, and some are nonsense. The work is in
+// proportion to the size, whatever the pages claim.
+func Salvage(file io.ReaderAt, size int64, fn func(key, val []byte) error) error {
+	const step = 4096
+	head, budget := make([]byte, step), 4*size
+	for at := int64(0); at < size; at += step {
+		if n, _ := file.ReadAt(head, at); n < pageHeader || page(head).flags() != leafPage {
+			continue
+		}
+		p := page(head)
+		if more := int64(p.overflow()) * step; more > 0 && more <= min(maxSalvage, size-at-step, budget) {
+			budget -= more
+			p = make(page, step+more)
+			if _, err := file.ReadAt(p, at); err != nil {
+				continue
+			}
+		}
+		if err := p.rows(true, fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxSalvage bounds what is read of a page that claims to be a long one.
+const maxSalvage = 4 << 20
+
+// rows calls fn with each row of a leaf page that lies within it, after the one
+// before; deep: also with those of the small buckets that lie in a row.
+func (p page) rows(deep bool, fn func(key, val []byte) error) error {
+	last := uint64(0)
+	for i := range p.count() {
+		at := pageHeader + i*element
+		if at+element > len(p) {
+			return nil
+		}
+		e := p[at:]
+		key := uint64(at) + uint64(binary.LittleEndian.Uint32(e[4:]))
+		val := key + uint64(binary.LittleEndian.Uint32(e[8:]))
+		end := val + uint64(binary.LittleEndian.Uint32(e[12:]))
+		if key < last || end > uint64(len(p)) {
+			continue
+		}
+		last = end
+		err := fn(p[key:val], p[val:end])
+		if in := p[val:end]; err == nil && deep && len(in) >= 16+pageHeader {
+			err = in[16:].rows(false, fn)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
