@@ -11,6 +11,7 @@ import (
 
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/wire"
+	"github.com/bonafide-archive/bonafide/tree"
 	"github.com/bonafide-archive/bonafide/tree/boltstore"
 	"github.com/bonafide-archive/bonafide/trust"
 )
@@ -148,7 +149,7 @@ func (a *auditor) all(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return a.boundContents(ctx, bad)
+	return a.boundContents(ctx, rec, bad)
 }
 
 func (a *auditor) tell(e Event) {
@@ -351,31 +352,46 @@ func treeSources(all []Source) []TreeSource {
 }
 
 // boundContents lists the content of every entry of the tree, which has been
-// checked, except in the ranges that are wrong.
-func (a *auditor) boundContents(ctx context.Context, bad []span) error {
+// checked, except in the ranges that are wrong. The rows are hashed again each
+// time they are read: damage may appear while the audit runs.
+func (a *auditor) boundContents(ctx context.Context, rec archive.EpochRecord, bad []span) error {
 	return a.list(ctx, func(fn func(archive.Name, archive.Content) error) error {
-		t, err := a.store.OpenTree(true)
-		if err != nil {
-			return unlessDamaged(err, bad)
+		h := tree.NewHasher()
+		err := a.entries(ctx, gaps(bad), h, fn)
+		if err == nil && len(bad) == 0 && h.Root() != rec.Root {
+			err = fmt.Errorf("%w: rows", ErrDamaged)
 		}
-		defer t.Close()
-		for _, s := range gaps(bad) {
-			err := eachEntry(ctx, t, s, func(n archive.Name, e archive.Entry) error { return fn(n, e.Content) })
-			if err := unlessDamaged(err, bad); err != nil {
-				return err
-			}
+		known := errors.Is(err, ErrDamaged) || errors.Is(err, ErrMissing) || errors.Is(err, boltstore.ErrDamaged)
+		switch {
+		case known && len(bad) > 0: // told of already
+			return nil
+		case known:
+			e := Event{Part: PartTree, Detail: "damaged while the audit ran: " + err.Error()}
+			return a.damage(ctx, e, func() error { return a.repairTree(ctx, rec) })
 		}
-		return nil
+		return err
 	})
 }
 
-// unlessDamaged drops an error that comes from damage told of already.
-func unlessDamaged(err error, bad []span) error {
-	known := errors.Is(err, ErrDamaged) || errors.Is(err, ErrMissing) || errors.Is(err, boltstore.ErrDamaged)
-	if len(bad) > 0 && known {
-		return nil
+// entries calls fn for every entry in the spans, and h for its row.
+func (a *auditor) entries(ctx context.Context, spans []span, h *tree.Hasher, fn func(archive.Name, archive.Content) error) error {
+	t, err := a.store.OpenTree(true)
+	if err != nil {
+		return err
 	}
-	return err
+	defer t.Close()
+	for _, s := range spans {
+		err := eachEntry(ctx, t, s, func(n archive.Name, e archive.Entry) error {
+			if err := h.Add([]byte(n), e.Bytes()); err != nil {
+				return fmt.Errorf("%w: %w", ErrDamaged, err)
+			}
+			return fn(n, e.Content)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // gaps returns what lies between the spans, which are in order and do not touch.

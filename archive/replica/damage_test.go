@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,6 +36,56 @@ func TestAuditOddFiles(t *testing.T) {
 		if report, st := audit(t, a, r, false); report.Damaged > 0 {
 			t.Errorf("%s: afterwards %+v\n%s", name, report, st)
 		}
+	}
+}
+
+// Damage that appears while the audit runs is found by it if it lies ahead, and
+// where it may have led the audit astray; all else by the next. What is told as
+// sound was so when it was looked at.
+func TestAuditMeanwhile(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	all := names("a", 3000)
+	all["zzz"] = []byte("last")
+	a.Certify(t, all)
+	startService(t, a, a.Replicas[1])
+	r := a.Replicas[0]
+	treePath := filepath.Join(r.Dir, storeDir, treeFile)
+	lastPath := archivetest.ContentPath(r.Dir, archivetest.ContentOf([]byte("last")).Digest)
+	record := filepath.Join(r.Dir, storeDir, historyDir, "00000000000000000001"+recordSuffix)
+	tests := []struct {
+		name   string
+		after  string // the part whose progress is followed by the damage
+		damage func()
+		part   string
+		found  bool // by this audit already
+	}{
+		{"content after the tree", PartTree, func() { flipByte(t, lastPath, 1) }, PartContent, true},
+		{"content among contents", PartContent, func() { removeAll(t, lastPath) }, PartContent, true},
+		{"tree row after the tree", PartTree, func() { flipInFile(t, treePath, "a/2000") }, PartTree, true},
+		{"tree gone after the tree", PartTree, func() { removeAll(t, treePath) }, PartTree, true},
+		{"tree cut among contents", PartContent, func() { must(t, os.Truncate(treePath, 8192)) }, PartTree, true},
+		{"tree row ahead among contents", PartContent, func() { flipInFile(t, treePath, "a/2900") }, PartTree, true},
+		{"record after the history", PartTree, func() { removeAll(t, record) }, PartHistory, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			st := new(story)
+			damage := sync.OnceFunc(tt.damage)
+			report, err := Audit(t.Context(), serviceConfig(t, a, r), AuditOptions{Repair: true}, func(e Event) {
+				if st.emit(e); e.Type == EventProgress && e.Part == tt.after {
+					damage()
+				}
+			})
+			if err != nil || tt.found != (st.count(EventDamage, tt.part) > 0) || !report.Sound() {
+				t.Errorf("got %+v, %v\n%s", report, err, st)
+			}
+			if report, st := audit(t, a, r, true); !report.Sound() || tt.found == (report.Damaged > 0) {
+				t.Errorf("the next: %+v\n%s", report, st)
+			}
+			if report, st := audit(t, a, r, false); report.Damaged > 0 {
+				t.Errorf("in the end: %+v\n%s", report, st)
+			}
+		})
 	}
 }
 
