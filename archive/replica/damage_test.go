@@ -97,7 +97,8 @@ func TestServePendingDamaged(t *testing.T) {
 	r := a.Replicas[0]
 	s := startService(t, a, r)
 	held := map[archive.Name][]byte{"x": []byte("content of a/0000")}
-	if _, err := s.client.Add(t.Context(), a.Submission(time.Now(), held)); err != nil {
+	sub := a.Submission(time.Now(), held)
+	if _, err := s.client.Add(t.Context(), sub); err != nil {
 		t.Fatal(err)
 	}
 	s.stop()
@@ -117,6 +118,9 @@ func TestServePendingDamaged(t *testing.T) {
 	}
 	client := wire.NewClient(r.Replica, a.Roster, wire.Options{Timeout: 5 * time.Second})
 	defer client.Close()
+	if ack, err := client.Add(t.Context(), sub); err == nil {
+		t.Errorf("acknowledged again, and gone: %+v", ack)
+	}
 	for _, n := range []archive.Name{"y", "z"} {
 		held := map[archive.Name][]byte{n: []byte("content of a/0000")}
 		if ack, err := client.Add(t.Context(), a.Submission(time.Now(), held)); err == nil {

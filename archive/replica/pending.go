@@ -2,6 +2,7 @@ package replica
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -52,10 +53,10 @@ type Pending struct {
 
 	mu      sync.Mutex // guards all below
 	queue   []*put
-	held    map[archive.Digest]bool // submissions
-	writers map[archive.KeyID]Stats // of their submissions
-	stored  map[archive.KeyID]uint64
-	names   map[archive.Name]int // submissions that want it
+	held    map[archive.Digest]bool  // submissions
+	writers map[archive.KeyID]Stats  // of their submissions
+	uploads map[archive.KeyID]uint64 // bytes stored and not bound
+	names   map[archive.Name]int     // submissions that want it
 	total   Stats
 }
 
@@ -293,7 +294,7 @@ func (p *Pending) takeUploads(old *Pending) (damage, err error) {
 			if err := tx.Bucket(uploadsBucket).Put(d[:], u.bytes()); err != nil {
 				return err
 			}
-			p.stored[u.writer] += u.size
+			p.uploads[u.writer] += u.size
 		}
 		return nil
 	})
@@ -304,7 +305,7 @@ func (p *Pending) takeUploads(old *Pending) (damage, err error) {
 func (p *Pending) load() error {
 	p.held = make(map[archive.Digest]bool)
 	p.writers = make(map[archive.KeyID]Stats)
-	p.stored = make(map[archive.KeyID]uint64)
+	p.uploads = make(map[archive.KeyID]uint64)
 	p.names = make(map[archive.Name]int)
 	err := p.update(func(tx *bbolt.Tx) error {
 		for _, b := range [][]byte{submissionsBucket, uploadsBucket} {
@@ -320,7 +321,7 @@ func (p *Pending) load() error {
 	if err := p.Each(func(s archive.Submission) error { p.count(s, 1); return nil }); err != nil {
 		return err
 	}
-	return p.eachUpload(func(_ archive.Digest, u upload) error { p.stored[u.writer] += u.size; return nil })
+	return p.eachUpload(func(_ archive.Digest, u upload) error { p.uploads[u.writer] += u.size; return nil })
 }
 
 func (p *Pending) close() error { return errors.Join(p.closeFile(), p.lock.Close()) }
@@ -369,9 +370,24 @@ func (p *Pending) admit(s archive.Submission, allowed func(Stats) error) error {
 	defer p.commit.Unlock()
 	p.flush()
 	if known { // whoever brought it first has written it, or failed to
-		return p.have(s.Digest())
+		return cmp.Or(p.have(s.Digest()), p.stored(s.Digest()))
 	}
 	return x.err
+}
+
+// stored checks that a submission is still on the disk.
+func (p *Pending) stored(d archive.Digest) error {
+	err := p.view(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(submissionsBucket)
+		if b == nil || archive.DigestOf(b.Get(d[:])) != d {
+			return fmt.Errorf("pending: %w: a submission is gone", ErrDamaged)
+		}
+		return nil
+	})
+	if err == nil {
+		err = p.sound()
+	}
+	return err
 }
 
 // enqueue counts the submission, so that quotas hold among concurrent ones, and
@@ -609,14 +625,14 @@ func (p *Pending) Wants(n archive.Name) bool {
 func (p *Pending) reserveUpload(w archive.Writer, id archive.KeyID, size uint64) (release func(), err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if have := p.stored[id]; have+size > w.Bytes || have+size < size {
+	if have := p.uploads[id]; have+size > w.Bytes || have+size < size {
 		return nil, fmt.Errorf("%w: %d bytes stored and not bound, %d more, allowed %d", ErrQuota, have, size, w.Bytes)
 	}
-	p.stored[id] += size
+	p.uploads[id] += size
 	return func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.stored[id] -= size
+		p.uploads[id] -= size
 	}, nil
 }
 
@@ -670,7 +686,7 @@ func (p *Pending) dropUploads(all map[archive.Digest]upload) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, u := range all {
-		p.stored[u.writer] -= u.size
+		p.uploads[u.writer] -= u.size
 	}
 	return nil
 }
