@@ -126,7 +126,7 @@ func FuzzPage(f *testing.F) {
 // whatever length and list of blocks: it is restored right or not at all.
 func FuzzContent(f *testing.F) {
 	a := archivetest.NewRoster(f, 4)
-	whole := bytes.Repeat([]byte("0123456789abcdef"), 1<<16+100)
+	whole := bytes.Repeat([]byte("0123456789abcdef"), 1<<16+10)
 	c := archivetest.ContentOf(whole)
 	var list []byte
 	for i := range c.BlockCount() {
@@ -143,7 +143,7 @@ func FuzzContent(f *testing.F) {
 		defer store.Close()
 		damaged := bytes.Clone(whole)
 		damaged[int(flip)%len(damaged)] ^= 1
-		must(t, store.PutContent(t.Context(), c.Digest, int64(c.Size), bytes.NewReader(whole)))
+		must(t, os.MkdirAll(filepath.Dir(archivetest.ContentPath(dir, c.Digest)), 0o700))
 		must(t, os.WriteFile(archivetest.ContentPath(dir, c.Digest), damaged, 0o600))
 		l, err := archive.ParseBlockList(blocks, 1<<12)
 		if err != nil {

@@ -48,6 +48,7 @@ type pages struct {
 const (
 	pageHeader, element     = 16, 16
 	branchPage, leafPage    = 1, 2
+	metaPage                = 4
 	freelistPage, subBucket = 16, 1
 	metaMagic, metaSize     = 0xED0CDAED, 64
 	maxPath                 = 64
@@ -70,6 +71,7 @@ func checkPages(file *os.File, tx *bolt.Tx, skim bool, report func(bucket string
 	w.seen = make([]atomic.Bool, w.limit)
 	w.visit("", uint64(tx.Cursor().Bucket().Root()), span{})
 	if !skim {
+		w.metas()
 		w.freelist(uint64(tx.ID()))
 	}
 	return w.cyclic, nil
@@ -297,6 +299,16 @@ func (s span) names() (n span) {
 		n.to = s.to[1:]
 	}
 	return n
+}
+
+// metas checks both meta pages: a file can be read by one, and is lost with it.
+func (w *pages) metas() {
+	for i := range uint64(2) {
+		p, err := w.read(i, 1)
+		if err != nil || binary.LittleEndian.Uint64(p) != i || p.flags() != metaPage || !validMeta(p[pageHeader:]) {
+			w.fail("", span{}, "meta page %d", i)
+		}
+	}
 }
 
 // freelist checks that no page in use is listed as free: the next write would
