@@ -52,6 +52,7 @@ func TestBadWrites(t *testing.T) {
 		})
 	}
 	b.siege = c
+	c.phase(1, 2, 3, 4) // it is behind
 	c.auditRepairs(4)
 	c.phase(1, 2, 3, 4)
 	c.unharmed()

@@ -127,6 +127,9 @@ func (a *auditor) run(ctx context.Context) (Report, error) {
 	if err == nil {
 		err = a.checkListed(ctx)
 	}
+	if err == nil {
+		err = a.tellLost(ctx)
+	}
 	if err != nil {
 		return a.report, fmt.Errorf("audit: %w", err)
 	}

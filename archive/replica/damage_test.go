@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -86,6 +87,34 @@ func TestAuditMeanwhile(t *testing.T) {
 				t.Errorf("in the end: %+v\n%s", report, st)
 			}
 		})
+	}
+}
+
+// What is damaged in every copy is lost: each name that is bound to it is told,
+// and no other.
+func TestAuditLostNames(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	all := files("a", 10)
+	all["x/1"], all["x/2"], all["x/3"] = []byte("lost"), []byte("lost"), []byte("lost")
+	a.Certify(t, all)
+	for i, r := range a.Replicas {
+		removeAll(t, archivetest.ContentPath(r.Dir, archivetest.ContentOf([]byte("lost")).Digest))
+		if i > 0 {
+			startService(t, a, r)
+		}
+	}
+	flipByte(t, archivetest.ContentPath(a.Replicas[0].Dir, archivetest.ContentOf([]byte("content of a/0004")).Digest), 0)
+	for kind, repair := range map[string]bool{EventDamage: false, EventUnrepaired: true} {
+		report, st := audit(t, a, a.Replicas[0], repair)
+		var lost []archive.Name
+		for _, e := range st.events {
+			if e.Type == kind && e.Part == PartContent && e.Name != "a/0004" {
+				lost = append(lost, e.Name)
+			}
+		}
+		if !slices.Equal(lost, []archive.Name{"x/1", "x/2", "x/3"}) || report.Damaged != 2 || report.Sound() {
+			t.Errorf("%s: %q: %+v\n%s", kind, lost, report, st)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -56,7 +57,8 @@ func (s Subset) Has(d archive.Digest) bool {
 type listed struct {
 	names []eachContent
 	items []content.Item
-	told  map[archive.Digest]bool // missing, or damaged
+	told  map[archive.Digest]bool  // missing, or damaged
+	lost  map[archive.Digest]Event // of them, those not repaired, as told by one name
 	worn  []worn
 }
 
@@ -106,11 +108,11 @@ func (a *auditor) list(ctx context.Context, from eachContent) error {
 // wrong tells of a damaged content, once, and has it repaired with others.
 func (a *auditor) wrong(ctx context.Context, n archive.Name, c archive.Content, why error) error {
 	if a.listed.told == nil {
-		a.listed.told = make(map[archive.Digest]bool)
+		a.listed.told, a.listed.lost = make(map[archive.Digest]bool), make(map[archive.Digest]Event)
 	}
-	a.listed.told[c.Digest] = true
 	d := c.Digest
-	e := Event{Part: PartContent, Name: n, Digest: &d, Detail: why.Error()}
+	e := Event{Type: EventDamage, Part: PartContent, Name: n, Digest: &d, Detail: why.Error()}
+	a.listed.told[d], a.listed.lost[d] = true, e
 	if err := a.damage(ctx, e, nil); err != nil || !a.options.Repair {
 		return err
 	}
@@ -144,8 +146,35 @@ func (a *auditor) mendWorn(ctx context.Context) error {
 		if err := a.mended(ctx, w.event, errs[i]); err != nil {
 			return err
 		}
+		e := w.event
+		if errs[i] == nil {
+			delete(a.listed.lost, *e.Digest)
+			continue
+		}
+		e.Type, e.Detail = EventUnrepaired, errs[i].Error()
+		a.listed.lost[*e.Digest] = e
 	}
 	return ctx.Err()
+}
+
+// tellLost tells of the other names of each content that is lost.
+func (a *auditor) tellLost(ctx context.Context) error {
+	if len(a.listed.lost) == 0 {
+		return nil
+	}
+	for _, each := range a.listed.names {
+		err := each(func(n archive.Name, c archive.Content) error {
+			if e, lost := a.listed.lost[c.Digest]; lost && e.Name != n {
+				e.Name = n
+				a.tell(e)
+			}
+			return ctx.Err()
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // pendingContents lists the contents that submissions wait to bind: the replica
@@ -156,6 +185,9 @@ func (a *auditor) pendingContents(ctx context.Context) error {
 		all = append(all, s.Bindings...)
 		return nil
 	})
+	if errors.Is(err, ErrDamaged) {
+		err = a.damage(ctx, Event{Part: PartPending, Detail: err.Error()}, a.renew)
+	}
 	if err != nil {
 		return err
 	}
@@ -225,6 +257,11 @@ func (a *auditor) named(ctx context.Context, wrong map[archive.Digest]error) err
 			return a.wrong(ctx, n, c, why)
 		})
 		if err != nil {
+			return err
+		}
+	}
+	for d, why := range wrong { // the row was damaged since
+		if err := a.damage(ctx, Event{Part: PartContent, Digest: &d, Detail: why.Error()}, nil); err != nil {
 			return err
 		}
 	}
