@@ -300,8 +300,8 @@ func (p *patient) heal() {
 	for late := time.Now().Add(trialTime / 4); time.Now().Before(late); {
 		st := new(story)
 		report, err := AuditServed(p.t.Context(), p.victim.Dir, AuditOptions{Repair: true}, st.emit)
-		if err == nil && report.Damaged > 0 {
-			p.found = true
+		for _, e := range st.events { // also of an audit that ended with its process
+			p.found = p.found || e.Type == EventDamage
 		}
 		status, serr := p.client.Status(p.t.Context())
 		if err == nil && report.Damaged == 0 && serr == nil && status.Note == "" && !status.Damaged {
