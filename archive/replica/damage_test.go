@@ -104,8 +104,8 @@ func TestAuditLostNames(t *testing.T) {
 		}
 	}
 	flipByte(t, archivetest.ContentPath(a.Replicas[0].Dir, archivetest.ContentOf([]byte("content of a/0004")).Digest), 0)
-	for kind, repair := range map[string]bool{EventDamage: false, EventUnrepaired: true} {
-		report, st := audit(t, a, a.Replicas[0], repair)
+	for _, kind := range []string{EventDamage, EventUnrepaired} {
+		report, st := audit(t, a, a.Replicas[0], kind == EventUnrepaired)
 		var lost []archive.Name
 		for _, e := range st.events {
 			if e.Type == kind && e.Part == PartContent && e.Name != "a/0004" {
