@@ -52,9 +52,9 @@ func TestBadWrites(t *testing.T) {
 		})
 	}
 	b.siege = c
-	c.phase(1, 2, 3, 4) // it is behind
+	c.phase(c.awaitEpoch(1, 1, 2, 3)+1, c.ids()...) // it is behind
 	c.auditRepairs(4)
-	c.phase(1, 2, 3, 4)
+	c.next()
 	c.unharmed()
 	b.allBound()
 }
@@ -202,7 +202,7 @@ func (b *badDisk) phase(how string) {
 		b.run("update", "--dir", b.replicaDir(4))
 		close(done)
 	}()
-	b.phaseOf([]uint32{1, 2, 3}, 1, 2, 3)
+	b.cluster.phase(b.awaitEpoch(1, 1, 2, 3)+1, 1, 2, 3)
 	heal()
 	<-done
 	b.crash(4)

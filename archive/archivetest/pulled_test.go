@@ -53,7 +53,7 @@ func TestPulled(t *testing.T) {
 		}
 	}
 	c.auditRepairs(1)
-	c.phase(1, 2, 3, 4)
+	c.next()
 	c.unharmed()
 	c.get(string(names[0]))
 }

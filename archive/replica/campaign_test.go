@@ -102,6 +102,7 @@ func newCampaign(t testing.TB) *campaign {
 		}
 	}
 	c.names = slices.Sorted(maps.Keys(c.bound))
+	c.Pack(t, c.victim)
 	startLiar(t, c.Archive, c.Replicas[2])
 	victim := startService(t, c.Archive, c.victim)
 	c.submit(victim, startService(t, c.Archive, c.Replicas[1]), startService(t, c.Archive, c.Replicas[3]))
@@ -397,7 +398,8 @@ func (c *campaign) look(dir string) logical {
 			}
 		}
 	}
-	store := &Store{dir: dir, roster: c.Roster}
+	store := newStore(dir, c.Roster)
+	defer store.Close()
 	for _, b := range c.bound {
 		if holds(store, b) {
 			l.contents[archive.DigestOf(b)] = true
