@@ -51,10 +51,31 @@ type Pending struct {
 	total   Stats
 }
 
-// put is a submission on its way to the disk.
+// put is a submission, or else what is known of uploads, on its way to the disk.
 type put struct {
-	sub archive.Submission
-	err error
+	sub     archive.Submission
+	uploads map[archive.Digest]upload // not nil: these
+	again   uint64                    // bytes of those that were known before
+	err     error
+}
+
+func (x *put) write(tx *bbolt.Tx) error {
+	if x.uploads == nil {
+		d := x.sub.Digest()
+		return tx.Bucket(submissionsBucket).Put(d[:], x.sub.Bytes())
+	}
+	b := tx.Bucket(uploadsBucket)
+	x.again = 0
+	for d, u := range x.uploads {
+		if b.Get(d[:]) != nil {
+			x.again += u.size
+			continue
+		}
+		if err := b.Put(d[:], u.bytes()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // upload is what is known of a content that came by PUT.
@@ -318,7 +339,7 @@ func (p *Pending) enqueue(x *put, allowed func(Stats) error) (known bool, err er
 func (p *Pending) have(d archive.Digest) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	queued := slices.ContainsFunc(p.queue, func(x *put) bool { return x.sub.Digest() == d })
+	queued := slices.ContainsFunc(p.queue, func(x *put) bool { return x.uploads == nil && x.sub.Digest() == d })
 	if queued || !p.held[d] {
 		return errors.New("pending: write failed")
 	}
@@ -336,8 +357,7 @@ func (p *Pending) flush() error {
 	}
 	err := p.update(func(tx *bbolt.Tx) error {
 		for _, x := range batch {
-			d := x.sub.Digest()
-			if err := tx.Bucket(submissionsBucket).Put(d[:], x.sub.Bytes()); err != nil {
+			if err := x.write(tx); err != nil {
 				return err
 			}
 		}
@@ -350,7 +370,9 @@ func (p *Pending) flush() error {
 	defer p.mu.Unlock()
 	for _, x := range batch {
 		x.err = err
-		p.count(x.sub, -1)
+		if x.uploads == nil {
+			p.count(x.sub, -1)
+		}
 	}
 	return err
 }
@@ -459,35 +481,42 @@ func (p *Pending) Wants(n archive.Name) bool {
 	return p.names[n] > 0
 }
 
-// reserveUpload charges a writer for a content that is about to come. release
-// takes the charge back.
-func (p *Pending) reserveUpload(w archive.Writer, id archive.KeyID, size uint64) (release func(), err error) {
+// reserveUpload charges a writer for contents that are about to come.
+func (p *Pending) reserveUpload(w archive.Writer, id archive.KeyID, size uint64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if have := p.stored[id]; have+size > w.Bytes || have+size < size {
-		return nil, fmt.Errorf("%w: %d bytes stored and not bound, %d more, allowed %d", ErrQuota, have, size, w.Bytes)
+		return fmt.Errorf("%w: %d bytes stored and not bound, %d more, allowed %d", ErrQuota, have, size, w.Bytes)
 	}
 	p.stored[id] += size
-	return func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.stored[id] -= size
-	}, nil
+	return nil
 }
 
-// putUpload remembers a content that has come, charged already. It reports
-// false if another upload of it was first.
-func (p *Pending) putUpload(d archive.Digest, u upload) (first bool, err error) {
+// chargeUpload adds to what a writer is charged, whatever his quota.
+func (p *Pending) chargeUpload(id archive.KeyID, size uint64) { p.releaseUpload(id, -size) }
+
+// releaseUpload takes back a charge.
+func (p *Pending) releaseUpload(id archive.KeyID, size uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stored[id] -= size
+}
+
+// putUploads remembers contents that have come from one writer and are charged
+// to him. Calls that come together share an fsync. The charge for those that were
+// known before is taken back.
+func (p *Pending) putUploads(id archive.KeyID, all map[archive.Digest]upload) error {
+	x := &put{uploads: all}
+	p.mu.Lock()
+	p.queue = append(p.queue, x)
+	p.mu.Unlock()
 	p.commit.Lock()
-	defer p.commit.Unlock()
-	err = p.update(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(uploadsBucket)
-		if first = b.Get(d[:]) == nil; !first {
-			return nil
-		}
-		return b.Put(d[:], u.bytes())
-	})
-	return first, err
+	p.flush()
+	p.commit.Unlock()
+	if x.err == nil {
+		p.releaseUpload(id, x.again)
+	}
+	return x.err
 }
 
 // upload returns what is known of an uploaded content.
