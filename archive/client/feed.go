@@ -86,17 +86,16 @@ func newFeedReader(l *lane) *feedReader {
 }
 
 // run reads the source to its end, as long as anybody wants it.
-func (f *feed) run(ctx context.Context, src *source) (err error) {
-	defer func() {
-		for _, r := range f.readers {
-			r.finish(err)
-		}
-	}()
+func (f *feed) run(ctx context.Context, src *source) error {
+	var err error
 	for len(f.readers) > 0 && err == nil {
 		var k *chunk
 		if k, err = f.next(ctx, src); k != nil {
 			f.share(ctx, k)
 		}
+	}
+	for _, r := range f.readers {
+		r.finish(err)
 	}
 	if own := src.failed(); own != nil {
 		return own

@@ -32,6 +32,7 @@ type fake struct {
 	noBlocks bool                           // as a replica that knows no block lists
 	contents map[archive.Digest][]byte      // held
 	partial  map[archive.Digest][]byte      // of uploads that were interrupted
+	onRead   func(n int)                    // after each read of an upload's bytes
 	addErr   func(archive.Submission) error // of Add
 	onAdd    func(archive.Submission)       // after an Add
 	pending  map[archive.Name]bool          // waiting for the next phase
@@ -184,7 +185,7 @@ func (f *fake) PutContents(ctx context.Context, up archive.Uploads, body io.Read
 	}
 	for _, c := range up.Contents {
 		b := make([]byte, c.Size)
-		if _, err := io.ReadFull(body, b); err != nil {
+		if _, err := io.ReadFull(&heard{ctx, body, f}, b); err != nil {
 			return err
 		}
 		if archive.DigestOf(b) != c.Digest {
@@ -193,6 +194,24 @@ func (f *fake) PutContents(ctx context.Context, up archive.Uploads, body io.Read
 		f.set(func() { f.calls["put"]++; f.contents[c.Digest] = b })
 	}
 	return nil
+}
+
+// heard tells the fake of what is read, 32 KiB at a time.
+type heard struct {
+	ctx context.Context
+	r   io.Reader
+	f   *fake
+}
+
+func (h *heard) Read(p []byte) (int, error) {
+	if err := h.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := h.r.Read(p[:min(len(p), 32<<10)])
+	if h.f.onRead != nil {
+		h.f.onRead(n)
+	}
+	return n, err
 }
 
 func (f *fake) Partial(ctx context.Context, d archive.Digest, _ archive.KeyID) (uint64, error) {
@@ -211,10 +230,14 @@ func (f *fake) ResumeContent(ctx context.Context, up archive.Upload, offset uint
 	if uint64(len(begin)) < offset {
 		return wire.Errorf(wire.CodeUnavailable, "has %d bytes", len(begin))
 	}
-	return f.PutContent(ctx, up, int64(up.Size), io.MultiReader(bytes.NewReader(begin[:offset]), body))
+	return f.put(ctx, up, int64(up.Size), io.MultiReader(bytes.NewReader(begin[:offset]), &heard{ctx, body, f}))
 }
 
 func (f *fake) PutContent(ctx context.Context, up archive.Upload, size int64, body io.Reader) error {
+	return f.put(ctx, up, size, &heard{ctx, body, f})
+}
+
+func (f *fake) put(ctx context.Context, up archive.Upload, size int64, body io.Reader) error {
 	if err := f.enter(ctx, "put"); err != nil {
 		return err
 	}
@@ -241,7 +264,8 @@ func (f *fake) Add(ctx context.Context, s archive.Submission) (wire.Ack, error) 
 		return wire.Ack{}, wire.Errorf(wire.CodeDenied, "%v", err)
 	}
 	for _, b := range s.Bindings {
-		if _, ok := f.contents[b.Digest]; !ok {
+		var ok bool
+		if f.set(func() { _, ok = f.contents[b.Digest] }); !ok {
 			return wire.Ack{}, wire.Errorf(wire.CodeMissing, "content of %s", b.Name)
 		}
 	}
