@@ -70,13 +70,17 @@ func (m member) claim() (io.Closer, error) {
 func (h *host) config(d watchdog.Device) watchdog.Config {
 	return watchdog.Config{
 		Schedule: h.roster.Schedule, Device: d,
-		Update: h.updateChild, Service: h.serviceChild,
+		Update: h.updateChild, Service: h.serviceChild, Over: phaseOver,
 		PhaseLimit: h.roster.Limits.Phase.Std() + time.Second, // the child ends by itself, and says why
 		StopGrace:  hostStop,
 		Log:        slog.New(slog.NewTextHandler(h.log("watchdog"), nil)),
 		OnChange:   h.changed,
 	}
 }
+
+// phaseOver are the exit statuses of an update child that has locked the device,
+// well or not: another would find it locked. With any other it has died.
+var phaseOver = []int{exitDone, exitFailure, exitIntegrity, exitUnavailable, exitStale}
 
 // log opens one of the replica's bounded logs.
 func (h *host) log(name string) *logFile {

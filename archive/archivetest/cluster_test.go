@@ -12,7 +12,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -43,8 +45,31 @@ type cluster struct {
 	serve   map[uint32]*archivetest.Process
 }
 
-// newCluster provisions n replicas and starts them.
-func newCluster(t testing.TB, n int, mas string, schedule archive.Schedule, period time.Duration) *cluster {
+// leapDays is a schedule whose phases do not come in between: those that are
+// asked for are all there are.
+const leapDays = "0 0 29 2 *"
+
+// newCluster provisions n replicas, starts them and has them make an epoch. All
+// further update phases are asked for, and have time: a minute each.
+func newCluster(t testing.TB, n int, mas string) *cluster {
+	t.Helper()
+	return newHurried(t, n, mas, time.Minute)
+}
+
+// newHurried is newCluster with another limit to a phase, which one pays in full
+// whenever a replica cannot end it well.
+func newHurried(t testing.TB, n int, mas string, phase time.Duration) *cluster {
+	t.Helper()
+	l := archive.TrialLimits(time.Minute)
+	l.Phase, l.Join = archive.Duration(phase), archive.Duration(8*time.Second)
+	l.Grace, l.Linger = archive.Duration(time.Second), archive.Duration(5*time.Second)
+	c := newScheduled(t, n, mas, leapDays, l)
+	c.phase(1, c.ids()...)
+	return c
+}
+
+// newScheduled provisions n replicas and starts them.
+func newScheduled(t testing.TB, n int, mas string, schedule archive.Schedule, limits archive.Limits) *cluster {
 	t.Helper()
 	c := &cluster{t: t, dir: t.TempDir(), serve: make(map[uint32]*archivetest.Process)}
 	c.write("config.yaml", []byte("roster: roster.json\nwriter-key: writer.key\n"))
@@ -68,7 +93,7 @@ func newCluster(t testing.TB, n int, mas string, schedule archive.Schedule, peri
 		c.writers = append(c.writers, key)
 		writers = append(writers, archive.Writer{Key: archive.PublicKey(pub), Prefixes: []string{}, Names: 1e5, Bytes: 1 << 40})
 	}
-	r, err := archive.NewRoster("cluster", time.Now(), schedule, archive.TrialLimits(period), members, writers, nil)
+	r, err := archive.NewRoster("cluster", time.Now(), schedule, limits, members, writers, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,6 +104,13 @@ func newCluster(t testing.TB, n int, mas string, schedule archive.Schedule, peri
 		c.start(m.ID)
 	}
 	return c
+}
+
+func (c *cluster) ids() (all []uint32) {
+	for _, m := range c.roster.Replicas {
+		all = append(all, m.ID)
+	}
+	return all
 }
 
 func keyPEM(t testing.TB, key ed25519.PrivateKey) []byte {
@@ -159,28 +191,76 @@ func (c *cluster) epoch(id uint32) archive.Epoch {
 	return st.Epoch
 }
 
+// common returns the epoch that all the given replicas serve under one head, at
+// least e.
+func (c *cluster) common(e archive.Epoch, ids ...uint32) (at archive.Epoch, ok bool) {
+	heads := make(map[archive.Digest]bool)
+	for _, id := range ids {
+		st, err := c.status(id)
+		if err != nil || st.Epoch < e || st.Damaged {
+			return 0, false
+		}
+		heads[st.Head], at = true, st.Epoch
+	}
+	return at, len(heads) == 1
+}
+
 // awaitEpoch waits until all the given replicas serve an epoch of at least e
 // under one head, and returns that epoch.
 func (c *cluster) awaitEpoch(e archive.Epoch, ids ...uint32) (at archive.Epoch) {
 	c.t.Helper()
-	archivetest.Eventually(c.t, 90*time.Second, fmt.Sprintf("replicas %v at epoch %d under one head", ids, e), func() bool {
-		heads := make(map[archive.Digest]bool)
-		for _, id := range ids {
-			st, err := c.status(id)
-			if err != nil || st.Epoch < e || st.Damaged {
-				return false
-			}
-			heads[st.Head], at = true, st.Epoch
-		}
-		return len(heads) == 1
+	archivetest.Eventually(c.t, 90*time.Second, fmt.Sprintf("replicas %v at epoch %d under one head", ids, e), func() (ok bool) {
+		at, ok = c.common(e, ids...)
+		return ok
 	})
 	return at
 }
 
-// add binds a name through the command line and waits for it.
-func (c *cluster) add(name, content string) {
+// phase has the given replicas run update phases until all serve an epoch of at
+// least e under one head.
+func (c *cluster) phase(e archive.Epoch, ids ...uint32) archive.Epoch {
 	c.t.Helper()
-	c.ok("add", name, c.write("in-"+strings.ReplaceAll(name, "/", "_"), []byte(content)), "--wait", "--timeout", "60s")
+	return c.phaseOf(ids, e, ids...)
+}
+
+// phaseOf has replicas run update phases until those that are well serve an epoch
+// of at least e under one head.
+func (c *cluster) phaseOf(joining []uint32, e archive.Epoch, well ...uint32) (at archive.Epoch) {
+	c.t.Helper()
+	archivetest.Eventually(c.t, 3*time.Minute, fmt.Sprintf("update phases bring replicas %v to epoch %d", well, e), func() (ok bool) {
+		c.awaitService(joining...)
+		if at, ok = c.common(e, well...); ok {
+			return true
+		}
+		var all sync.WaitGroup
+		for _, id := range joining {
+			all.Go(func() { c.run("update", "--dir", c.replicaDir(id), "--timeout", "30s") })
+		}
+		all.Wait()
+		return false
+	})
+	return at
+}
+
+// awaitService waits until all the given replicas are in their service phase.
+func (c *cluster) awaitService(ids ...uint32) {
+	c.t.Helper()
+	archivetest.Eventually(c.t, 90*time.Second, fmt.Sprintf("replicas %v are in service", ids), func() bool {
+		return !slices.ContainsFunc(ids, func(id uint32) bool { _, err := c.status(id); return err != nil })
+	})
+}
+
+// next has all replicas make one more epoch.
+func (c *cluster) next() archive.Epoch {
+	c.t.Helper()
+	return c.phase(c.awaitEpoch(0, c.ids()...)+1, c.ids()...)
+}
+
+// bind adds a name and has the update phase run that binds it.
+func (c *cluster) bind(name, content string) {
+	c.t.Helper()
+	c.ok("add", name, c.write("in-"+strings.ReplaceAll(name, "/", "_"), []byte(content)), "--timeout", "60s")
+	c.next()
 }
 
 // get returns the bytes that a name is bound to.

@@ -24,17 +24,18 @@ import (
 // the history, and answers with the common head after the next update phase.
 func TestLateReplicaBesideLiar(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 4, "software", "@every 6s", 6*time.Second)
-	c.awaitEpoch(1, 1, 2, 3, 4)
-	c.add("late/one", "one")
+	c := newCluster(t, 4, "software")
+	c.bind("late/one", "one")
 	c.serve[4].Stop(syscall.SIGTERM)
-	missed := c.epoch(1)
-	c.add("late/two", "two")
-	c.awaitEpoch(missed+2, 1, 2, 3)
+	missed := c.awaitEpoch(2, 1, 2, 3)
+	c.ok("add", "late/two", c.write("two", []byte("two")))
+	for e := range archive.Epoch(2) {
+		c.phase(missed+e+1, 1, 2, 3)
+	}
 	c.serve[2].Stop(syscall.SIGKILL)
 	l := newLiar(t, c, 2, 1)
 	c.start(4)
-	at := c.awaitEpoch(missed+2, 1, 3, 4)
+	at := c.phase(missed+2, 1, 3, 4)
 	if l.lies.Load() == 0 {
 		t.Error("the liar was never asked")
 	}
@@ -47,8 +48,7 @@ func TestLateReplicaBesideLiar(t *testing.T) {
 // sends: the root and all contents come back.
 func TestStoreLostBesideLiar(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 4, "software", "@every 8s", 8*time.Second)
-	c.awaitEpoch(1, 1, 2, 3, 4)
+	c := newCluster(t, 4, "software")
 	var digests []archive.Digest
 	cl := c.client(0)
 	var items []client.Item
@@ -58,7 +58,7 @@ func TestStoreLostBesideLiar(t *testing.T) {
 		items = append(items, client.Item{Name: archive.Name(fmt.Sprintf("lost/%02d", i)),
 			Open: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(body)), nil }})
 	}
-	mustAdd(t, cl, items)
+	c.bindAll(cl, items)
 	c.serve[4].Stop(syscall.SIGTERM)
 	if err := os.RemoveAll(filepath.Join(c.replicaDir(4), "store")); err != nil {
 		t.Fatal(err)
@@ -66,7 +66,7 @@ func TestStoreLostBesideLiar(t *testing.T) {
 	c.serve[2].Stop(syscall.SIGKILL)
 	newLiar(t, c, 2, 1)
 	c.start(4)
-	c.awaitEpoch(1, 1, 3, 4)
+	c.phase(1, 1, 3, 4)
 	c.awaitContents(4, digests)
 	c.auditClean(4)
 	// The same under a running service, and by hand.
@@ -105,20 +105,18 @@ func (c *cluster) auditClean(id uint32) {
 	})
 }
 
-func mustAdd(t testing.TB, cl *client.Client, items []client.Item) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+// bindAll adds items and has the update phase run that binds them.
+func (c *cluster) bindAll(cl *client.Client, items []client.Item) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), 90*time.Second)
 	defer cancel()
-	var res client.AddResult
-	archivetest.Eventually(t, 60*time.Second, "add is acknowledged", func() (ok bool) {
-		var err error
-		if res, err = cl.Add(ctx, items); err != nil {
-			t.Logf("add: %v", err)
-		}
-		return err == nil
-	})
+	res, err := cl.Add(ctx, items)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.next()
 	if _, err := cl.Wait(ctx, res.Bindings); err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
 }
 
@@ -127,9 +125,9 @@ func mustAdd(t testing.TB, cl *client.Client, items []client.Item) {
 // there is no quorum. With all up again, an absence is proven.
 func TestStopped(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 4, "software", "@every 4s", 4*time.Second)
+	c := newScheduled(t, 4, "software", "@every 4s", archive.TrialLimits(4*time.Second))
 	c.awaitEpoch(1, 1, 2, 3, 4)
-	c.add("stopped/a", "still here")
+	c.ok("add", "stopped/a", c.write("a", []byte("still here")), "--wait", "--timeout", "60s")
 	c.awaitEpoch(1, 1, 2, 3, 4)
 	c.halt(1)
 	c.halt(2)
@@ -145,8 +143,8 @@ func TestStopped(t *testing.T) {
 	}
 	c.halt(3)
 	began := time.Now()
-	if _, errs, status := c.run("get", "stopped/a", "-o", "-", "--timeout", "3s"); status != 6 || time.Since(began) > 6*time.Second {
-		t.Errorf("get with three stopped: status %d after %s, want 6 in 3s: %s", status, time.Since(began), errs)
+	if _, errs, status := c.run("get", "stopped/a", "-o", "-", "--timeout", "3s"); status != 6 || time.Since(began) > 20*time.Second {
+		t.Errorf("get with three stopped: status %d after %s, want 6 after 3s: %s", status, time.Since(began), errs)
 	}
 	for id := uint32(1); id <= 3; id++ {
 		c.resume(id)
@@ -179,17 +177,15 @@ func (c *cluster) resets(id uint32) uint32 {
 }
 
 // Two writers race for one name with different contents. Both are acknowledged
-// by 2f+1 replicas before the freeze, in opposite orders at the replicas: one
-// wins everywhere, the other learns the winner's digest.
+// by all replicas before the freeze, in opposite orders: one wins everywhere, the
+// other learns the winner's digest.
 func TestRace(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 4, "software", "@every 6s", 6*time.Second)
-	c.awaitEpoch(1, 1, 2, 3, 4)
+	c := newCluster(t, 4, "software")
 	for round := range *rounds {
 		name := archive.Name(fmt.Sprintf("race/%d", round))
 		c.race(name, fmt.Sprintf("left %d", round), fmt.Sprintf("right %d", round))
 	}
-	c.awaitEpoch(archive.Epoch(1), 1, 2, 3, 4)
 }
 
 func (c *cluster) race(name archive.Name, left, right string) {
@@ -200,10 +196,8 @@ func (c *cluster) race(name archive.Name, left, right string) {
 	for _, b := range bodies {
 		bindings = append(bindings, archive.Binding{Name: name, Content: archivetest.ContentOf([]byte(b))})
 	}
-	archivetest.Eventually(t, 60*time.Second, "both writers are acknowledged in one service phase", func() bool {
-		before := c.epoch(1)
-		return c.offer(bindings, bodies) && before != 0 && c.epoch(1) == before
-	})
+	archivetest.Eventually(t, 60*time.Second, "both writers are acknowledged", func() bool { return c.offer(bindings, bodies) })
+	c.next()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	var winners, losers int

@@ -54,6 +54,8 @@ func TestHostile(t *testing.T) {
 	c.unharmed()
 	t.Run("garbage in a phase", c.garbageInPhase)
 	c.unharmed()
+	t.Run("taken port", c.takenPort)
+	c.unharmed()
 }
 
 // siege is a cluster and who asks it for what no client of ours would.
@@ -62,17 +64,14 @@ type siege struct {
 	raw map[uint32]*wire.Client
 }
 
-// leapDays is a schedule whose phases do not come in between: those that are
-// asked for are all there are.
-const leapDays = "0 0 29 2 *"
+func newSiege(t *testing.T) *siege { t.Helper(); return besiege(t, newCluster(t, 4, "software")) }
 
-func newSiege(t *testing.T) *siege {
-	c := &siege{newCluster(t, 4, "software", leapDays, 10*time.Second), make(map[uint32]*wire.Client)}
+func besiege(t *testing.T, cl *cluster) *siege {
+	c := &siege{cl, make(map[uint32]*wire.Client)}
 	for _, m := range c.roster.Replicas {
 		c.raw[m.ID] = wire.NewClient(m, c.roster, wire.Options{Timeout: 5 * time.Second})
 		t.Cleanup(c.raw[m.ID].Close)
 	}
-	c.awaitEpoch(1, 1, 2, 3, 4)
 	return c
 }
 
@@ -93,29 +92,6 @@ func (c *cluster) services() (pids []int) {
 		}
 	}
 	return pids
-}
-
-// phase runs an update phase at the given replicas, and again until it makes an
-// epoch.
-func (c *cluster) phase(ids ...uint32) archive.Epoch {
-	c.t.Helper()
-	before := c.epoch(ids[0])
-	archivetest.Eventually(c.t, 60*time.Second, "an update phase makes an epoch", func() bool {
-		var all sync.WaitGroup
-		for _, id := range ids {
-			all.Go(func() { c.run("update", "--dir", c.replicaDir(id)) })
-		}
-		all.Wait()
-		return c.awaitEpoch(1, ids...) > before
-	})
-	return c.epoch(ids[0])
-}
-
-// bind adds a name and has the update phase run that binds it.
-func (c *cluster) bind(name, content string) {
-	c.t.Helper()
-	c.ok("add", name, c.write("in-"+strings.ReplaceAll(name, "/", "_"), []byte(content)))
-	c.phase(1, 2, 3, 4)
 }
 
 // unharmed wants every replica to serve one head, undamaged and with nothing
@@ -432,11 +408,32 @@ func (c *siege) twoServe(t *testing.T) {
 	c.fails(11, "in use by another process", "-q", "serve", "--dir", c.replicaDir(2))
 	dir := filepath.Join(c.dir, "trial")
 	archivetest.Start(t, "-q", "serve", "--dir", dir, "--every", leapDays, "--listen", fmt.Sprintf("127.0.0.1:%d", archivetest.Ports(t, 8)))
-	archivetest.Eventually(t, 20*time.Second, "the trial is made", func() bool {
+	archivetest.Eventually(t, 60*time.Second, "the trial is made", func() bool {
 		_, err := os.Stat(filepath.Join(dir, "roster.json"))
 		return err == nil
 	})
 	c.fails(11, "in use by another process", "-q", "serve", "--dir", dir)
+}
+
+// takenPort starts a replica whose address another process has: it says so, and
+// is well again when it is free.
+func (c *siege) takenPort(t *testing.T) {
+	c = c.at(t)
+	c.serve[4].Stop(syscall.SIGTERM)
+	m, _ := c.roster.Replica(4)
+	l, err := net.Listen("tcp", m.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := c.serve[4].Restart(); err != nil {
+		t.Fatal(err)
+	}
+	archivetest.Eventually(t, 60*time.Second, "the reason is told", func() bool {
+		return strings.Contains(c.serve[4].Output(), "no epoch: update: listen for peers: listen tcp "+m.Address+": bind: address already in use")
+	})
+	l.Close()
+	c.next()
 }
 
 // garbageInService leaves strangers connected to both ports of all replicas

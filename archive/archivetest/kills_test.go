@@ -60,7 +60,7 @@ func newTrial(t *testing.T, every string) *trial {
 	dir := filepath.Join(t.TempDir(), "trial")
 	port := archivetest.Ports(t, 8)
 	tr := &trial{dir: dir, serve: archivetest.Start(t, "serve", "--dir", dir, "--every", every, "--listen", fmt.Sprintf("127.0.0.1:%d", port))}
-	archivetest.Eventually(t, 30*time.Second, "the trial has a roster", func() bool {
+	archivetest.Eventually(t, 60*time.Second, "the trial has a roster", func() bool {
 		r, err := readRoster(filepath.Join(dir, "roster.json"))
 		tr.roster = r
 		return err == nil

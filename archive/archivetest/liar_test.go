@@ -36,7 +36,7 @@ func newLiar(t testing.TB, c *cluster, id, honest uint32) *liar {
 	}
 	m, _ := c.roster.Replica(id)
 	var l net.Listener
-	archivetest.Eventually(t, 10*time.Second, "the address is free", func() bool {
+	archivetest.Eventually(t, 30*time.Second, "the address is free", func() bool {
 		l, err = net.Listen("tcp", m.Address)
 		return err == nil
 	})

@@ -264,8 +264,9 @@ func (p *phase) request(ctx context.Context, x *peer, method, path string, body 
 	}
 	if id, err := wire.PeerID(resp.TLS, p.Roster); err != nil || id != x.ID {
 		resp.Body.Close()
-		p.setAway(x.ID, true)
-		return nil, errors.Join(errors.New("in its service phase"), p.fetchHistory(ctx, x))
+		err := p.fetchHistory(ctx, x)
+		p.setAway(x.ID, true) // after what it has to show: too many away end the phase
+		return nil, errors.Join(errors.New("in its service phase"), err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		resp.Body.Close()

@@ -5,15 +5,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/archivetest"
@@ -25,6 +27,7 @@ import (
 const (
 	childDir  = "BONAFIDE_TEST_CHILD_DIR"  // the replica's; with roster.json and id
 	childKill = "BONAFIDE_TEST_CHILD_KILL" // "before" or "after", and a device operation, at which it kills itself
+	childHold = "BONAFIDE_TEST_CHILD_HOLD" // if set, it stops there instead, and writes a byte to its file 3
 )
 
 // TestChild is no test: it is the process that crash tests start and kill.
@@ -70,7 +73,11 @@ func (d *suicide) at(op string, do func() error) error {
 }
 
 func (d *suicide) die() {
-	syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	if os.Getenv(childHold) == "" {
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	} else if _, err := os.NewFile(3, "hold").Write([]byte{1}); err != nil {
+		panic(err)
+	}
 	select {}
 }
 
@@ -102,34 +109,92 @@ func (d *suicide) Lookup(ctx context.Context, n trust.Nonce) (a trust.Attestatio
 	return a, err
 }
 
-// child runs the update process of a replica; killed says that it was.
-func (c *cluster) child(id uint32, kill string) (killed bool, err error) {
+// childProcess returns the update process of a replica, to be started.
+func (c *cluster) childProcess(id uint32, kill string) *exec.Cmd {
+	c.t.Helper()
 	dir := c.Replicas[id-1].Dir
-	err = errors.Join(os.WriteFile(filepath.Join(dir, "roster.json"), c.Roster.Bytes(), 0o600),
+	err := errors.Join(os.WriteFile(filepath.Join(dir, "roster.json"), c.Roster.Bytes(), 0o600),
 		os.WriteFile(filepath.Join(dir, "id"), []byte(fmt.Sprint(id)), 0o600))
 	if err != nil {
-		return false, err
+		c.t.Error(err)
 	}
 	cmd := exec.CommandContext(c.t.Context(), os.Args[0], "-test.run=^TestChild$", "-test.v")
 	cmd.Env = append(os.Environ(), childDir+"="+dir, childKill+"="+kill)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
+	out := new(bytes.Buffer)
+	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	err = cmd.Run()
+	return cmd
+}
+
+// wait waits for a child's end; killed says that it was.
+func wait(cmd *exec.Cmd) (killed bool, err error) {
+	err = cmd.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL {
 		return true, nil
 	}
 	if err != nil {
-		err = fmt.Errorf("%w: %s", err, out.String())
+		err = fmt.Errorf("%w: %s", err, cmd.Stdout)
 	}
 	return false, err
 }
 
+// child runs the update process of a replica to its end.
+func (c *cluster) child(id uint32, kill string) (killed bool, err error) {
+	cmd := c.childProcess(id, kill)
+	if err := cmd.Start(); err != nil {
+		return false, err
+	}
+	return wait(cmd)
+}
+
+// killAll runs the update processes of all replicas until each has come to a
+// step, and kills them there.
+func (c *cluster) killAll(step string) {
+	c.t.Helper()
+	held, hold, err := os.Pipe()
+	must(c.t, err)
+	defer held.Close()
+	var all []*exec.Cmd
+	for _, id := range c.all() {
+		cmd := c.childProcess(id, step)
+		cmd.Env, cmd.ExtraFiles = append(cmd.Env, childHold+"=1"), []*os.File{hold}
+		must(c.t, cmd.Start())
+		all = append(all, cmd)
+	}
+	hold.Close()
+	held.SetReadDeadline(time.Now().Add(c.Roster.Limits.Phase.Std()))
+	_, err = io.ReadFull(held, make([]byte, len(all)))
+	for _, cmd := range all {
+		cmd.Process.Kill()
+		if killed, early := wait(cmd); err != nil || !killed {
+			c.t.Errorf("%s: killed: %v; %v, %v\n%s", step, killed, err, early, cmd.Stdout)
+		}
+	}
+	if err != nil {
+		c.t.FailNow()
+	}
+}
+
+// listening starts the update process of a replica, and returns once it listens.
+func (c *cluster) listening(id uint32, kill string) *exec.Cmd {
+	c.t.Helper()
+	cmd := c.childProcess(id, kill)
+	must(c.t, cmd.Start())
+	archivetest.Eventually(c.t, time.Minute, "the process listens", func() bool {
+		conn, err := net.Dial("tcp", c.Replicas[id-1].Address)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	return cmd
+}
+
 // untilDone is the watchdog's part within a phase: an update process that died
 // is started again, without a reset.
-func (c *cluster) untilDone(id uint32, kill string) {
-	killed, err := c.child(id, kill)
+func (c *cluster) untilDone(id uint32, kill string, cmd *exec.Cmd) {
+	killed, err := wait(cmd)
 	if err != nil || !killed {
 		c.t.Errorf("replica %d, %s: killed: %v, %v", id, kill, killed, err)
 	}
@@ -156,7 +221,8 @@ func TestKilledAndRestarted(t *testing.T) {
 		c.add(c.files(2, step), c.all()...)
 		c.reset(c.all()...)
 		var all sync.WaitGroup
-		all.Go(func() { c.untilDone(victim, step) })
+		cmd := c.listening(victim, step)
+		all.Go(func() { c.untilDone(victim, step, cmd) })
 		c.run(t.Context(), c.all(victim)...)
 		stop := c.serve(c.all(victim)...)
 		all.Wait()
@@ -170,26 +236,19 @@ func TestKilledAndRestarted(t *testing.T) {
 }
 
 // All processes are killed at one step, and started again in the same boot: they
-// take the attempt up where it was. One that lost its company before it got so
-// far has locked, and misses the phase.
+// take the attempt up where it was.
 func TestAllKilledAndRestarted(t *testing.T) {
 	for _, step := range []string{"after store-tick", "after store-commit"} {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()
 			c := newCluster(t, 4)
+			minute := archive.Duration(time.Minute)
+			c.Roster.Limits.Phase, c.Roster.Limits.Join, c.Roster.Limits.Grace = 3*minute, minute, minute // all wait for all
 			c.add(c.files(5, "kept"), c.all()...)
 			c.reset(c.all()...)
+			c.killAll(step)
 			var all sync.WaitGroup
-			var killed [5]bool
 			for _, id := range c.all() {
-				all.Go(func() { killed[id], _ = c.child(id, step) })
-			}
-			all.Wait()
-			ids := slices.DeleteFunc(c.all(), func(id uint32) bool { return !killed[id] })
-			if len(ids) < c.Roster.Quorum() {
-				t.Fatalf("only %v were killed", ids)
-			}
-			for _, id := range ids {
 				all.Go(func() {
 					if killed, err := c.child(id, ""); killed || err != nil {
 						t.Errorf("replica %d started again: %v, %v", id, killed, err)
@@ -197,9 +256,9 @@ func TestAllKilledAndRestarted(t *testing.T) {
 				})
 			}
 			all.Wait()
-			rec := c.agreed(1, ids...)
+			rec := c.agreed(1, c.all()...)
 			t.Logf("tick %d, joined %v", rec.Tick, rec.Joined)
-			if rec.Names != 5 || rec.Tick != 1 {
+			if rec.Names != 5 || rec.Tick != 1 || len(rec.Joined) != 4 {
 				t.Errorf("record %s", rec.Bytes())
 			}
 		})

@@ -461,8 +461,11 @@ func TestBurntCounter(t *testing.T) {
 	}
 	c.run(t.Context(), c.all()...)
 	c.agreed(2, 2, 3, 4)
-	if st := c.Replicas[0].Statement(t); st.Slots.Epoch != 1 {
-		t.Errorf("device of 1 was given epoch %d below its counter %d", st.Slots.Epoch, st.Counter)
+	if st := c.Replicas[0].Statement(t); st.Slots.Epoch != 1 || st.Slots.Tick != 0 {
+		t.Errorf("device of 1, whose counter is at %d, was given epoch %d, tick %d", st.Counter, st.Slots.Epoch, st.Slots.Tick)
+	}
+	if err := c.last[1].err; !errors.Is(err, errBurnt) {
+		t.Errorf("replica 1: %v", err)
 	}
 	c.phase(t.Context(), c.all()...)
 	rec := c.agreed(3, c.all()...)

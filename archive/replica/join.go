@@ -297,12 +297,15 @@ func (p *phase) gatherTick(ctx context.Context, window time.Time) (tick uint64, 
 	var over bool
 	err = p.know.wait(joining, func() (bool, error) {
 		over = p.isOver()
-		return p.live > p.spent() || over || !p.inDoubt && p.present() >= p.Roster.Quorum(), p.isBehind()
+		return over || p.mayJoin(), p.isBehind()
 	})
-	switch {
-	case err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
-		return 0, p.tooFew()
-	case err != nil || over:
+	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		over, err = true, p.lookOn(ctx)
+	}
+	if err == nil && over {
+		err = p.leftOut()
+	}
+	if err != nil || over {
 		return 0, err
 	}
 	grace, cancel := context.WithTimeout(joining, p.Roster.Limits.Grace.Std())
@@ -331,8 +334,20 @@ func (p *phase) isBehind() error {
 	return nil
 }
 
-// isOver says whether we hold the newest epoch already, having taken it over in
-// this phase, and too many peers have left for another. It wants know.
+// mayJoin says whether there is an attempt to join: one that peers are in, or
+// the next, for which a quorum is here. It wants know.
+func (p *phase) mayJoin() bool {
+	return !p.inDoubt && (p.live > p.spent() || p.present() >= p.Roster.Quorum())
+}
+
+// isBurnt says whether the device's counter is ahead of every epoch that we
+// hold a certificate of: we can only wait for the others to get there. It wants
+// know.
+func (p *phase) isBurnt() bool { return p.statement.Counter > uint64(p.newest.Epoch) }
+
+// isOver says whether there is nothing more to wait for: we took the newest
+// epoch over in this phase, or cannot take part in any, and too many peers have
+// left for another. It wants know.
 func (p *phase) isOver() bool {
 	away := 0
 	for _, gone := range p.away {
@@ -340,18 +355,34 @@ func (p *phase) isOver() bool {
 			away++
 		}
 	}
-	return p.caughtUp && away > p.Roster.F && time.Since(p.began) > p.Roster.Limits.Grace.Std() &&
+	return (p.caughtUp || p.isBurnt()) && away > p.Roster.F && time.Since(p.began) > p.Roster.Limits.Grace.Std() &&
 		p.base.Due(p.Roster.Schedule).After(p.Now())
 }
 
-// tooFew is the end of a join window in which no quorum came.
-func (p *phase) tooFew() error {
-	if p.caughtUp {
+// lookOn is what is left when the join window ends without an attempt to join.
+// For a device whose counter is burnt, and a quorum beside it, that is the epoch
+// which the others make: errBehind, once it is there.
+func (p *phase) lookOn(ctx context.Context) error {
+	p.know.Lock()
+	joined, need, burnt := p.present(), p.Roster.Quorum(), p.isBurnt()
+	p.know.Unlock()
+	switch {
+	case burnt && joined > need:
+		return p.know.wait(ctx, func() (bool, error) { return p.isOver(), p.isBehind() })
+	case burnt || p.caughtUp:
 		return nil
 	}
+	return &TooFewError{Joined: joined, Need: need}
+}
+
+// leftOut says why a phase that is over has left us out, if it has.
+func (p *phase) leftOut() error {
 	p.know.Lock()
 	defer p.know.Unlock()
-	return &TooFewError{Joined: p.present(), Need: p.Roster.Quorum()}
+	if !p.isBurnt() {
+		return nil
+	}
+	return fmt.Errorf("%w: at %d, they at %d", errBurnt, p.statement.Counter, p.newest.Epoch)
 }
 
 // abstain sits an attempt out that our slots do not allow, until it is

@@ -38,6 +38,7 @@ func newCluster(t *testing.T, n int) *cluster {
 	a := archivetest.NewRoster(t, n, func(r *archive.Roster) {
 		r.Limits = archive.TrialLimits(15 * time.Second)
 		r.Limits.Phase = archive.Duration(time.Minute) // test machines are busy
+		r.Limits.Join = archive.Duration(30 * time.Second)
 		r.Limits.Grace = archive.Duration(time.Second)
 		r.Limits.Linger = archive.Duration(2 * time.Second)
 	})
@@ -112,7 +113,7 @@ func (c *cluster) run(ctx context.Context, ids ...uint32) {
 	cancel()
 	serving.Wait()
 	for _, id := range ids {
-		c.t.Logf("replica %d: %+v", id, c.last[id])
+		c.t.Logf("replica %d: %+v, %v", id, c.last[id].Outcome, c.last[id].err)
 		if st := c.Replicas[id-1].Statement(c.t); st.Mode != trust.ModeService {
 			c.t.Errorf("replica %d: device left in %v mode", id, st.Mode)
 		}
