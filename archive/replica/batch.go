@@ -181,7 +181,7 @@ func (s *Store) putFiles(ctx context.Context, all []SmallContent) (out []archive
 		}
 	}()
 	for i, x := range all {
-		c, err := x.check()
+		c, err := checkedContent(x)
 		if err != nil {
 			return nil, err
 		}
@@ -193,11 +193,11 @@ func (s *Store) putFiles(ctx context.Context, all []SmallContent) (out []archive
 	if err := eachOf(files, syncPath); err != nil {
 		return nil, full(err)
 	}
-	return out, full(s.placeAll(files, all))
+	return out, full(s.placeAll(files, out))
 }
 
-// check returns the content described, or ErrIntegrity.
-func (x SmallContent) check() (archive.Content, error) {
+// checkedContent returns the content described, or ErrIntegrity.
+func checkedContent(x SmallContent) (archive.Content, error) {
 	h := archive.NewContentHasher()
 	h.Write(x.Bytes)
 	c := h.Content()
@@ -238,12 +238,14 @@ func writeTemp(dir string, b []byte) (string, error) {
 
 // placeAll moves synced files to where contents lie, and makes the moves durable:
 // in each of three directories there may be a new entry.
-func (s *Store) placeAll(files []string, all []SmallContent) error {
+func (s *Store) placeAll(files []string, all []archive.Content) error {
 	touched := make(map[string]bool)
-	for i, x := range all {
-		path := s.ContentPath(x.Digest)
+	for i, c := range all {
+		path := s.ContentPath(c.Digest)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			if err := s.mkdir(filepath.Dir(path)); err != nil { // a file in its place
+			os.Remove(filepath.Dir(path)) // a file in the place of one
+			os.Remove(filepath.Dir(filepath.Dir(path)))
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 				return err
 			}
 		}

@@ -100,7 +100,7 @@ func (s *service) partialPath(k partialKey) string {
 // openPartials charges what interrupted uploads have left.
 func (s *service) openPartials() error {
 	s.partials.busy = make(map[partialKey]chan struct{})
-	if err := s.store.mkdir(filepath.Join(s.store.dir, partialDir)); err != nil {
+	if err := os.MkdirAll(filepath.Join(s.store.dir, partialDir), 0o700); err != nil {
 		return full(err)
 	}
 	for _, p := range s.keptPartials() {
@@ -215,7 +215,7 @@ func (s *service) keepLarge(ctx context.Context, in *incoming, body io.Reader) e
 	if err := errors.Join(in.f.Chmod(0o644), in.f.Sync()); err != nil {
 		return full(err)
 	}
-	if err := s.store.place(in.f.Name(), s.store.ContentPath(in.up.Digest)); err != nil {
+	if err := s.store.placeAll([]string{in.f.Name()}, []archive.Content{c}); err != nil {
 		return full(err)
 	}
 	return s.received(in.up, c)
@@ -297,7 +297,9 @@ func (in *incoming) whole(ctx context.Context) (c archive.Content, err error) {
 	if _, err := in.f.Seek(0, io.SeekStart); err != nil {
 		return c, err
 	}
-	return copyHashed(ctx, io.Discard, in.f)
+	h := archive.NewContentHasher()
+	_, err = io.CopyBuffer(struct{ io.Writer }{h}, &boundReader{ctx, in.f}, make([]byte, 256<<10))
+	return h.Content(), full(err)
 }
 
 // check drops what is not the content. If only the rest came now, its beginning
