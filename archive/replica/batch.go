@@ -127,7 +127,7 @@ func (s *service) readBatch(up archive.Uploads, buf []byte, body io.Reader) (sma
 		if c.Size > maxSmall {
 			end = aligned(end)
 		}
-		x := SmallContent{c.Digest, buf[end : end+int(c.Size)]}
+		x := SmallContent{Digest: c.Digest, Bytes: buf[end : end+int(c.Size)]}
 		if _, err := io.ReadFull(body, x.Bytes); err != nil {
 			return nil, nil, 0, errors.Join(errBody, err)
 		}
