@@ -274,10 +274,10 @@ func (s *service) readUpload(r *http.Request) (up archive.Upload, writer archive
 		return up, writer, 0, wire.Errorf(wire.CodeDenied, "%v", err)
 	}
 	switch {
-	case up.Size > s.Roster.Limits.ContentSize || up.Size > 1<<62:
-		return up, writer, 0, wire.Errorf(wire.CodeTooLarge, "content of %d bytes, at most %d", up.Size, s.Roster.Limits.ContentSize)
 	case up.Digest != d || r.ContentLength < 0 || uint64(r.ContentLength)+from != up.Size || from > 0 && up.Size < minPartial:
 		return up, writer, 0, wire.Errorf(wire.CodeBadRequest, "upload of another digest or length than signed")
+	case up.Size > s.Roster.Limits.ContentSize || up.Size > 1<<62:
+		return up, writer, 0, wire.Errorf(wire.CodeTooLarge, "content of %d bytes, at most %d", up.Size, s.Roster.Limits.ContentSize)
 	}
 	return up, writer, from, nil
 }
