@@ -16,8 +16,8 @@ import (
 
 const (
 	// linger is how long replicas that are still at it are waited for once a
-	// quorum has acknowledged, beside an eighth of the time so far: the more
-	// copies the better, but a dead one must cost little.
+	// quorum has acknowledged, beside half of the time so far: the more copies
+	// the better, but a dead one must cost little.
 	linger = 250 * time.Millisecond
 	// groups is how many submissions are under way at a time, so that reading,
 	// sending and syncing go on side by side.
@@ -302,7 +302,7 @@ func (a *adding) run(ctx context.Context) ([]*ConflictError, error) {
 			return nil, nil
 		}
 		if late == nil && len(a.acks) >= a.c.Roster.Quorum() {
-			late = time.After(linger + time.Since(a.sent.began)/8)
+			late = time.After(linger + time.Since(a.sent.began)/2)
 		}
 	}
 	return nil, a.verdict(ctx)
