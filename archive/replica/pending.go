@@ -1,10 +1,12 @@
 package replica
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -66,7 +68,9 @@ func (x *put) write(tx *bbolt.Tx) error {
 	}
 	b := tx.Bucket(uploadsBucket)
 	x.again = 0
-	for d, u := range x.uploads {
+	byDigest := func(a, b archive.Digest) int { return bytes.Compare(a[:], b[:]) }
+	for _, d := range slices.SortedFunc(maps.Keys(x.uploads), byDigest) { // in order, bbolt is quicker
+		u := x.uploads[d]
 		if b.Get(d[:]) != nil {
 			x.again += u.size
 			continue
