@@ -67,9 +67,10 @@ func ParseEntry(b []byte) (Entry, error) {
 const BlockSize = 1 << 20
 
 // ContentHasher computes a Content from the bytes written to it, in constant
-// memory. Make one with NewContentHasher.
+// memory. Make one with NewContentHasher. The first block is hashed once: its
+// digest is the state of the whole's.
 type ContentHasher struct {
-	whole, block hashState
+	whole, block hashState // block: of those after the first
 	size         uint64
 	stack        blockStack
 }
@@ -94,11 +95,13 @@ func NewContentHasher() *ContentHasher {
 // Write adds p to the content. It never fails.
 func (h *ContentHasher) Write(p []byte) (int, error) {
 	n := len(p)
-	h.whole.Write(p)
 	for len(p) > 0 {
 		room := BlockSize - h.size%BlockSize
 		part := p[:min(uint64(len(p)), room)]
-		h.block.Write(part)
+		h.whole.Write(part)
+		if h.size >= BlockSize {
+			h.block.Write(part)
+		}
 		h.size += uint64(len(part))
 		p = p[len(part):]
 		if h.size%BlockSize == 0 {
@@ -110,6 +113,9 @@ func (h *ContentHasher) Write(p []byte) (int, error) {
 
 // endBlock ends the current block and pushes it.
 func (h *ContentHasher) endBlock(stack blockStack) blockStack {
+	if h.size <= BlockSize {
+		return stack.push(Digest(h.whole.Sum(nil)))
+	}
 	sum := Digest(h.block.Sum(nil))
 	h.block.Reset()
 	return stack.push(sum)

@@ -62,6 +62,13 @@ func TestFlips(t *testing.T) {
 			}
 			return err
 		}},
+		"uploads": {uploadsOf(w).Bytes(), func(b []byte) error {
+			u, err := archive.ParseUploads(b)
+			if err == nil {
+				_, err = u.Verify(r)
+			}
+			return err
+		}},
 		"roster": {r.Bytes(), func(b []byte) error {
 			got, err := archive.ParseRoster(b)
 			if err == nil && got.ID() == r.ID() {

@@ -69,6 +69,17 @@ func FuzzUpload(f *testing.F) {
 	})
 }
 
+func FuzzUploads(f *testing.F) {
+	w := world()
+	fuzz(f, uploadsOf(w).Bytes(), func(b []byte) (interface{ Bytes() []byte }, error) {
+		u, err := archive.ParseUploads(b)
+		if err == nil {
+			u.Verify(w.Roster)
+		}
+		return u, err
+	})
+}
+
 func FuzzEntry(f *testing.F) {
 	fuzz(f, archive.Entry{Content: hashOf("x"), Epoch: 7}.Bytes(), func(b []byte) (interface{ Bytes() []byte }, error) {
 		return parsed(archive.ParseEntry(b))

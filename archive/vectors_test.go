@@ -54,6 +54,7 @@ func vectors(t *testing.T, w *forge.World) map[string][]byte {
 		"receipt.json":    receiptOf(w).Bytes(),
 		"submission.bin":  sub.Bytes(),
 		"upload.bin":      up.Bytes(),
+		"uploads.bin":     uploadsOf(w).Bytes(),
 		"values.txt":      values(w),
 	}
 }
@@ -126,6 +127,11 @@ func TestVectorsVerify(t *testing.T) {
 		_, err = up.Verify(r)
 	}
 	check(t, "upload", err)
+	ups, err := archive.ParseUploads(read("uploads.bin"))
+	if err == nil {
+		_, err = ups.Verify(r)
+	}
+	check(t, "uploads", err)
 	if g := archive.Genesis(r); !bytes.Equal(g.Bytes(), read("genesis.txt")) {
 		t.Error("genesis record is another")
 	}

@@ -1,6 +1,8 @@
 package archive_test
 
 import (
+	"bytes"
+	"slices"
 	"testing"
 	"time"
 
@@ -34,6 +36,16 @@ func answerOf(w *forge.World) archive.Answer {
 
 func submissionOf(w *forge.World) archive.Submission {
 	return w.Submission(forge.Start.Add(7*time.Hour), forge.Bind("docs/b.txt", "beta\n"), forge.Bind("docs/ö", "umlaut\n"))
+}
+
+// uploadsOf is the leave to send what submissionOf names.
+func uploadsOf(w *forge.World) archive.Uploads {
+	var all []archive.Sized
+	for _, b := range submissionOf(w).Bindings {
+		all = append(all, archive.Sized{Digest: b.Digest, Size: uint32(b.Size)})
+	}
+	slices.SortFunc(all, func(a, b archive.Sized) int { return bytes.Compare(a.Digest[:], b.Digest[:]) })
+	return archive.SignUploads(w.Writer, w.Roster.ID(), all)
 }
 
 func TestWorldVerifies(t *testing.T) {

@@ -16,25 +16,40 @@ import (
 )
 
 func (a *app) addCommand() *cobra.Command {
-	var wait bool
+	var wait, recursive bool
 	var receipt string
 	c := &cobra.Command{
-		Use:   "add NAME FILE|-",
+		Use:   "add [-r] NAME FILE|DIR|-",
 		Short: "Bind a name to a file's content, for ever",
 		Long: `Upload a file, or what comes on stdin, to all replicas and submit its name. Done
 when 2f+1 replicas have acknowledged it: the name is then pending, and the next
 update phase binds it, unless another Add of the same name wins.
 
 With --wait, stay until the name is bound and keep the receipt, which proves the
-binding offline. Running it again is safe.`,
+binding offline. Running it again is safe.
+
+With -r, add all regular files below a directory, each under NAME, a slash and
+its path there; if NAME is empty, under its path alone. What is not a regular
+file is left out and reported, and so are files that cannot be read, change
+while they are read or whose names are bound to other content: the others are
+added, and the exit status is 3. Running it again uploads nothing twice: it goes
+on where it was interrupted.`,
+		Example: `  bonafide add notes/a.txt a.txt --wait
+  bonafide add -r photos/2026 ~/Pictures/2026`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
+			if recursive {
+				return about("add -r", args[1], a.addTree(c.Context(), args[0], args[1]))
+			}
 			return about("add", args[0], a.add(c.Context(), args[0], args[1], wait || receipt != "", receipt))
 		},
 	}
 	clientFlags(c)
+	c.Flags().BoolVarP(&recursive, "recursive", "r", false, "add the files below a directory")
 	c.Flags().BoolVar(&wait, "wait", false, "wait until the name is bound")
 	c.Flags().StringVar(&receipt, "receipt", "", "`file` for the receipt; implies --wait (default: kept in the state directory)")
+	c.MarkFlagsMutuallyExclusive("recursive", "wait")
+	c.MarkFlagsMutuallyExclusive("recursive", "receipt")
 	return c
 }
 

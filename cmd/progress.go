@@ -2,10 +2,12 @@ package cmd
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
 
+	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/client"
 )
 
@@ -15,6 +17,29 @@ func (a *app) progress() func(client.Progress) {
 		return nil
 	}
 	return (&bars{a: a}).show
+}
+
+// treeProgress shows how much of a directory has been read, on a terminal only.
+// Reading waits for the replicas, so that it says how far all is.
+func (a *app) treeProgress(what string, total uint64) func(client.Progress) {
+	if a.quiet || a.json || !isTerminal(a.err) || total == 0 {
+		return nil
+	}
+	bar := a.bar(plain(what), total)
+	var mu sync.Mutex
+	under := make(map[archive.Name]uint64) // bytes of files that are being read
+	return func(p client.Progress) {
+		mu.Lock()
+		defer mu.Unlock()
+		if p.Stage != "read" || p.Done < under[p.Name] {
+			return
+		}
+		_ = bar.Add64(int64(p.Done - under[p.Name]))
+		under[p.Name] = p.Done
+		if p.Done == p.Total {
+			delete(under, p.Name)
+		}
+	}
 }
 
 // bars is the one bar on the screen. Uploads of a content to several replicas

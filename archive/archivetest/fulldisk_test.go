@@ -88,8 +88,8 @@ func (c *siege) refusesUpload(m archive.Replica, body string) {
 	if !errors.Is(err, &wire.Error{Code: wire.CodeFull}) {
 		c.t.Errorf("upload: %v, want full", err)
 	}
-	if has, err := c.raw[m.ID].HasContent(c.t.Context(), content.Digest); err != nil || has {
-		c.t.Errorf("content is there: %t, %v", has, err)
+	if have, err := c.raw[m.ID].Have(c.t.Context(), []archive.Digest{content.Digest}); err != nil || have[0] {
+		c.t.Errorf("content is there: %v, %v", have, err)
 	}
 }
 

@@ -203,18 +203,19 @@ func (c *siege) files(t *testing.T) {
 // again for the upload.
 func (c *siege) sources(t *testing.T) {
 	c = c.at(t)
+	large := strings.Repeat("b", 9<<20) // read once to know it, and once to send it
 	for _, x := range []struct {
 		name  archive.Name
 		again func() (io.ReadCloser, error)
 		want  error
 	}{
-		{"source/longer", bytesOf("as it was, and more"), client.ErrChanged},
-		{"source/shorter", bytesOf("as"), client.ErrChanged},
-		{"source/other", bytesOf("as it isnt"), client.ErrChanged},
+		{"source/longer", bytesOf(large + "as it was, and more"), client.ErrChanged},
+		{"source/shorter", bytesOf(large + "as"), client.ErrChanged},
+		{"source/other", bytesOf(large + "as it isnt"), client.ErrChanged},
 		{"source/vanished", func() (io.ReadCloser, error) { return nil, fs.ErrNotExist }, fs.ErrNotExist},
-		{"source/unreadable", bytesThen("as", syscall.EIO), syscall.EIO},
+		{"source/unreadable", bytesThen(large+"as", syscall.EIO), syscall.EIO},
 	} {
-		open := sync.OnceValues(bytesOf("as it was!"))
+		open := sync.OnceValues(bytesOf(large + "as it was!"))
 		var mu sync.Mutex
 		first := true
 		item := client.Item{Name: x.name, Open: func() (io.ReadCloser, error) {

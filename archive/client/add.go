@@ -14,71 +14,153 @@ import (
 	"github.com/bonafide-archive/bonafide/archive/wire"
 )
 
-// linger is how long replicas that are still at it are waited for once a quorum
-// has acknowledged: the more copies the better, but a dead one must cost little.
-const linger = 250 * time.Millisecond
+const (
+	// linger is how long replicas that are still at it are waited for once a
+	// quorum has acknowledged, beside half of the time so far: the more copies
+	// the better, but a dead one must cost little.
+	linger = 250 * time.Millisecond
+	// groups is how many submissions are under way at a time, so that reading,
+	// sending and syncing go on side by side.
+	groups = 3
+)
 
 // Item is a name and the content to bind it to.
 type Item struct {
 	Name archive.Name
-	// Open gives the bytes from their start. It is called several times, and
-	// concurrently; they must be the same each time.
+	// Open gives the bytes from their start. It may be called several times,
+	// and concurrently; they must be the same each time. If what it returns
+	// has a method Stat, as a file has, it is called to see that nothing has
+	// changed while the bytes were read.
 	Open func() (io.ReadCloser, error)
-	// Content describes the bytes; if it is zero, they are read to find out.
-	Content archive.Content
+
+	content archive.Content // once it is known
+}
+
+// Outcome is what came of one item.
+type Outcome struct {
+	archive.Binding
+	Status string // wire.AckPending or wire.AckBound, or empty: not added
+	Err    error  // why it was not added
 }
 
 // AddResult says what became of an Add.
 type AddResult struct {
 	Status   string            // wire.AckPending, or wire.AckBound if nothing is left to do
 	Due      time.Time         // when the update phase is scheduled that binds what is pending
-	Bindings []archive.Binding // what 2f+1 replicas acknowledged, by name
+	Bindings []archive.Binding // of Add: what 2f+1 replicas acknowledged, by name
 	// Conflicts are the names that are proven to be bound to other content.
 	Conflicts []*ConflictError
 	// Failed says which replicas did not acknowledge, and why.
 	Failed map[uint32]error
 }
 
-// HashItem reads r to its end and describes its bytes.
-func (c *Client) HashItem(n archive.Name, r io.Reader) (archive.Content, error) {
-	h := archive.NewContentHasher()
-	buf := make([]byte, 256<<10)
-	for done := uint64(0); ; {
-		k, err := r.Read(buf)
-		h.Write(buf[:k])
-		done += uint64(k)
-		c.tell(Progress{Stage: "hash", Name: n, Done: done})
-		if err == io.EOF {
-			return h.Content(), nil
+// Add reads the contents of items, brings them to all replicas and submits the
+// names under one signature for each thousand. It returns once 2f+1 replicas
+// have acknowledged; doing it again is safe. What is proven to be bound otherwise
+// comes back as *ConflictError, joined, beside what was acknowledged;
+// *NoQuorumError, ErrDenied and ErrQuota say that it was not. If an item cannot be
+// read, no name of its thousand is submitted.
+func (c *Client) Add(ctx context.Context, items []Item) (AddResult, error) {
+	var all []archive.Binding
+	res, err := c.addAll(ctx, items, true, func(o Outcome) {
+		if o.Err == nil {
+			all = append(all, o.Binding)
 		}
-		if err != nil {
-			return archive.Content{}, err
-		}
+	})
+	res.Bindings = all
+	if err == nil {
+		err = joinConflicts(res.Conflicts)
 	}
+	return res, err
 }
 
-// Add uploads the contents of items to all replicas and submits the names under
-// one signature for each thousand. It returns once 2f+1 replicas have
-// acknowledged; doing it again is safe. What is proven to be bound otherwise
-// comes back as *ConflictError, joined, beside what was acknowledged;
-// *NoQuorumError, ErrDenied and ErrQuota say that it was not.
-func (c *Client) Add(ctx context.Context, items []Item) (AddResult, error) {
+// AddEach is Add for any number of items, in memory that does not grow with
+// their bytes. It tells each what came of every item, by name; one that cannot be
+// read, or conflicts, keeps no other from being added. What ends it all it
+// returns: items that it has not told of then are to be added again.
+func (c *Client) AddEach(ctx context.Context, items []Item, each func(Outcome)) (AddResult, error) {
+	return c.addAll(ctx, items, false, each)
+}
+
+func (c *Client) addAll(ctx context.Context, items []Item, strict bool, each func(Outcome)) (AddResult, error) {
 	res := AddResult{Status: wire.AckBound, Failed: make(map[uint32]error)}
 	w, err := c.writer()
 	if err != nil {
 		return res, err
 	}
-	items, err = c.prepare(ctx, w, items)
-	if err != nil {
+	if items, err = sorted(w, items); err != nil {
 		return res, err
 	}
-	for batch := range slices.Chunk(items, archive.MaxBindings) {
-		if err := c.addBatch(ctx, batch, &res); err != nil {
-			return res, err
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for g := range c.startGroups(ctx, items, strict) {
+		done := <-g
+		res.take(done, each)
+		if done.err != nil {
+			return res, errors.Join(append([]error{done.err}, asErrors(res.Conflicts)...)...)
 		}
 	}
 	res.Due = c.Roster.Schedule.Next(c.Now())
-	return res, joinConflicts(res.Conflicts)
+	return res, ctx.Err()
+}
+
+// sorted checks all names and returns the items by ascending name.
+func sorted(w archive.Writer, items []Item) ([]Item, error) {
+	items = slices.Clone(items)
+	slices.SortStableFunc(items, func(a, b Item) int { return cmp.Compare(a.Name, b.Name) })
+	for i, it := range items {
+		if err := it.Name.Check(); err != nil {
+			return nil, fmt.Errorf("%q: %w", it.Name, err)
+		}
+		if i > 0 && items[i-1].Name == it.Name {
+			return nil, fmt.Errorf("%q: %w: stands twice", it.Name, archive.ErrName)
+		}
+		if err := w.Permitted(archive.Submission{Bindings: []archive.Binding{{Name: it.Name}}}); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrDenied, err)
+		}
+	}
+	return items, nil
+}
+
+// startGroups adds the items a thousand at a time, several thousands side by
+// side, and gives what comes of each in their order.
+func (c *Client) startGroups(ctx context.Context, items []Item, strict bool) <-chan chan group {
+	out := make(chan chan group, groups-2) // one more waits to go in, another is waited for
+	go func() {
+		defer close(out)
+		for batch := range slices.Chunk(items, archive.MaxBindings) {
+			g := make(chan group, 1)
+			go func() { g <- c.addGroup(ctx, batch, strict) }()
+			select {
+			case out <- g:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
+// group is what came of up to a thousand items.
+type group struct {
+	outcomes  []Outcome
+	conflicts []*ConflictError
+	failed    map[uint32]error // replicas
+	pending   bool
+	err       error
+}
+
+func (r *AddResult) take(g group, each func(Outcome)) {
+	r.Conflicts = append(r.Conflicts, g.conflicts...)
+	for id, err := range g.failed {
+		r.Failed[id] = err
+	}
+	if g.pending {
+		r.Status = wire.AckPending
+	}
+	for _, o := range g.outcomes {
+		each(o)
+	}
 }
 
 func joinConflicts(cs []*ConflictError) error {
@@ -104,47 +186,6 @@ func (c *Client) writer() (archive.Writer, error) {
 	return w, nil
 }
 
-// prepare checks all names, describes all contents, and returns the items by
-// ascending name.
-func (c *Client) prepare(ctx context.Context, w archive.Writer, items []Item) ([]Item, error) {
-	items = slices.Clone(items)
-	slices.SortStableFunc(items, func(a, b Item) int { return cmp.Compare(a.Name, b.Name) })
-	for i := range items {
-		it := &items[i]
-		if err := it.Name.Check(); err != nil {
-			return nil, fmt.Errorf("%q: %w", it.Name, err)
-		}
-		if i > 0 && items[i-1].Name == it.Name {
-			return nil, fmt.Errorf("%q: %w: stands twice", it.Name, archive.ErrName)
-		}
-		if err := w.Permitted(archive.Submission{Bindings: []archive.Binding{{Name: it.Name}}}); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrDenied, err)
-		}
-		if err := c.describe(ctx, it); err != nil {
-			return nil, fmt.Errorf("%s: %w", it.Name, err)
-		}
-	}
-	return items, nil
-}
-
-// describe sets the item's content unless it is known.
-func (c *Client) describe(ctx context.Context, it *Item) error {
-	if it.Content.Digest.IsZero() {
-		r, err := it.Open()
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		if it.Content, err = c.HashItem(it.Name, &ctxReader{ctx, r}); err != nil {
-			return err
-		}
-	}
-	if limit := c.Roster.Limits.ContentSize; it.Content.Size > limit {
-		return fmt.Errorf("%w: %d bytes, the archive takes at most %d", ErrQuota, it.Content.Size, limit)
-	}
-	return nil
-}
-
 // ctxReader ends with its context.
 type ctxReader struct {
 	ctx context.Context
@@ -158,18 +199,39 @@ func (r *ctxReader) Read(p []byte) (int, error) {
 	return r.r.Read(p)
 }
 
-// addBatch adds up to a thousand names. Those that turn out to be bound
-// otherwise are left out, and the rest is submitted again.
-func (c *Client) addBatch(ctx context.Context, items []Item, res *AddResult) error {
+// addGroup adds up to a thousand items, by ascending name.
+func (c *Client) addGroup(ctx context.Context, items []Item, strict bool) (g group) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s := c.newSending(ctx)
+	items, unread := s.readAll(ctx, slices.Clone(items), strict)
+	s.close()
+	if g.outcomes = unread; strict && len(unread) > 0 {
+		g.err = fmt.Errorf("%s: %w", unread[0].Name, unread[0].Err)
+		return g
+	}
+	if g.err = ctx.Err(); g.err == nil {
+		g.err = c.submit(ctx, s, items, &g)
+	}
+	slices.SortFunc(g.outcomes, func(a, b Outcome) int { return cmp.Compare(a.Name, b.Name) })
+	return g
+}
+
+// submit submits the items. Those that turn out to be bound otherwise are left
+// out, and the rest is submitted again.
+func (c *Client) submit(ctx context.Context, s *sending, items []Item, g *group) error {
 	for len(items) > 0 {
-		a := c.newAdding(items)
+		a := c.newAdding(s, items)
 		conflicts, err := a.run(ctx)
-		res.Conflicts = append(res.Conflicts, conflicts...)
 		if err != nil {
-			return errors.Join(append([]error{err}, asErrors(res.Conflicts)...)...)
+			return err
+		}
+		for _, e := range conflicts {
+			g.conflicts = append(g.conflicts, e)
+			g.outcomes = append(g.outcomes, Outcome{Binding: archive.Binding{Name: e.Name, Content: e.Want}, Err: e})
 		}
 		if len(conflicts) == 0 {
-			a.report(res)
+			a.report(g)
 			return nil
 		}
 		items = without(items, conflicts)
@@ -193,6 +255,7 @@ func without(items []Item, conflicts []*ConflictError) []Item {
 // adding is one submission on its way to all replicas.
 type adding struct {
 	c     *Client
+	sent  *sending
 	items []Item
 	sub   archive.Submission
 	acks  map[uint32]wire.Ack
@@ -206,11 +269,11 @@ type offered struct {
 	err error
 }
 
-func (c *Client) newAdding(items []Item) *adding {
-	a := &adding{c: c, items: items, acks: make(map[uint32]wire.Ack), errs: make(map[uint32]error)}
+func (c *Client) newAdding(s *sending, items []Item) *adding {
+	a := &adding{c: c, sent: s, items: items, acks: make(map[uint32]wire.Ack), errs: make(map[uint32]error)}
 	a.sub = archive.Submission{Archive: c.Roster.ID(), Created: c.Now().UTC().Truncate(time.Second)}
 	for _, it := range items {
-		a.sub.Bindings = append(a.sub.Bindings, archive.Binding{Name: it.Name, Content: it.Content})
+		a.sub.Bindings = append(a.sub.Bindings, archive.Binding{Name: it.Name, Content: it.content})
 	}
 	a.sub.Sign(c.Key)
 	return a
@@ -239,7 +302,7 @@ func (a *adding) run(ctx context.Context) ([]*ConflictError, error) {
 			return nil, nil
 		}
 		if late == nil && len(a.acks) >= a.c.Roster.Quorum() {
-			late = time.After(linger)
+			late = time.After(linger + time.Since(a.sent.began)/2)
 		}
 	}
 	return nil, a.verdict(ctx)
@@ -277,8 +340,8 @@ func (a *adding) conflicts(e *wire.Error) []*ConflictError {
 			continue
 		}
 		entry, rec, err := e.Bound(a.c.Roster, c)
-		if err == nil && entry.Digest != a.items[i].Content.Digest {
-			cs = append(cs, &ConflictError{Name: c.Name, Want: a.items[i].Content, Bound: entry, Record: rec})
+		if err == nil && entry.Digest != a.items[i].content.Digest {
+			cs = append(cs, &ConflictError{Name: c.Name, Want: a.items[i].content, Bound: entry, Record: rec})
 		}
 	}
 	return cs
@@ -316,19 +379,20 @@ func (a *adding) verdict(ctx context.Context) error {
 	return &NoQuorumError{Need: a.c.Roster.Quorum(), Got: len(a.acks), Replicas: a.errs}
 }
 
-// report adds what was acknowledged to res. It is bound only if f+1 say so.
-func (a *adding) report(res *AddResult) {
-	res.Bindings = append(res.Bindings, a.sub.Bindings...)
-	for id, err := range a.errs {
-		res.Failed[id] = err
-	}
+// report says what was acknowledged. It is bound only if f+1 say so.
+func (a *adding) report(g *group) {
+	g.failed = a.errs
 	bound := 0
 	for _, ack := range a.acks {
 		if ack.Status == wire.AckBound {
 			bound++
 		}
 	}
+	status := wire.AckBound
 	if bound <= a.c.Roster.F {
-		res.Status = wire.AckPending
+		status, g.pending = wire.AckPending, true
+	}
+	for _, b := range a.sub.Bindings {
+		g.outcomes = append(g.outcomes, Outcome{Binding: b, Status: status})
 	}
 }

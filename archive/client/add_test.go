@@ -235,14 +235,15 @@ func TestAddRefusesAtOnce(t *testing.T) {
 				t.Errorf("%s: %v, want %v", name, err, tt.want)
 			}
 		}
-		if n := b.fakes[0].count("has"); n != 0 {
+		if n := b.fakes[0].count("have"); n != 0 {
 			t.Errorf("a replica was asked %d times", n)
 		}
 	})
 }
 
 func TestAddOfAChangingFile(t *testing.T) {
-	changes := map[string]string{"other bytes": "texT", "shorter": "tex", "longer": "text2", "gone": ""}
+	text := strings.Repeat("t", slabSize) + "ext"
+	changes := map[string]string{"other bytes": text[:slabSize] + "exT", "shorter": text[1:], "longer": text + "2", "gone": ""}
 	for name, later := range changes {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -250,7 +251,7 @@ func TestAddOfAChangingFile(t *testing.T) {
 				var opened atomic.Int32
 				it := Item{Name: "x", Open: func() (io.ReadCloser, error) {
 					if opened.Add(1) == 1 {
-						return io.NopCloser(strings.NewReader("text")), nil
+						return io.NopCloser(strings.NewReader(text)), nil
 					}
 					return io.NopCloser(strings.NewReader(later)), nil
 				}}
@@ -326,12 +327,11 @@ func TestSource(t *testing.T) {
 	big := bytes.Repeat([]byte("0123456789abcdef"), 100_000)
 	h := archive.NewContentHasher()
 	h.Write(big)
-	it := Item{Content: h.Content(), Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(big)), nil }}
+	it := Item{content: h.Content(), Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(big)), nil }}
 	s, err := openSource(it)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.moved = func(uint64, bool) {}
 	got, err := io.ReadAll(s)
 	if err != nil || !slices.Equal(got, big) {
 		t.Errorf("%d bytes, %v", len(got), err)

@@ -12,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
@@ -38,8 +39,11 @@ type Peer interface {
 	Content(ctx context.Context, d archive.Digest, offset int64) (io.ReadCloser, int64, error)
 	ContentPart(ctx context.Context, d archive.Digest, offset, n int64) (io.ReadCloser, int64, error)
 	Blocks(ctx context.Context, d archive.Digest, page uint64) (archive.BlockList, error)
-	HasContent(ctx context.Context, d archive.Digest) (bool, error)
+	Have(ctx context.Context, digests []archive.Digest) ([]bool, error)
+	PutContents(ctx context.Context, up archive.Uploads, body io.Reader) error
 	PutContent(ctx context.Context, up archive.Upload, size int64, body io.Reader) error
+	Partial(ctx context.Context, d archive.Digest, writer archive.KeyID) (uint64, error)
+	ResumeContent(ctx context.Context, up archive.Upload, offset uint64, body io.Reader) error
 	Add(ctx context.Context, s archive.Submission) (wire.Ack, error)
 	Pending(ctx context.Context, n archive.Name) (wire.PendingState, error)
 	Status(ctx context.Context) (wire.Status, error)
@@ -88,6 +92,8 @@ type Client struct {
 	Config
 	seen     *seen
 	replicas []*replica
+	slabs    slabs // for contents that are read
+	spare    slabs // for those that are read again
 
 	mu    sync.Mutex
 	order []*replica // quickest last answer first
@@ -97,6 +103,7 @@ type Client struct {
 type replica struct {
 	archive.Replica
 	peer Peer
+	late atomic.Bool // it has held up an Add, and caught up with none since
 }
 
 // New returns a client of the archive that c names. It does not connect.
@@ -112,9 +119,9 @@ func New(c Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	cl := &Client{Config: c, seen: s}
+	cl := &Client{Config: c, seen: s, slabs: newSlabs(readSlabs), spare: newSlabs(spareSlabs)}
 	for _, m := range c.Roster.Replicas {
-		cl.replicas = append(cl.replicas, &replica{m, c.Dial(m)})
+		cl.replicas = append(cl.replicas, &replica{Replica: m, peer: c.Dial(m)})
 	}
 	cl.order = append(cl.order, cl.replicas...)
 	return cl, nil

@@ -14,13 +14,6 @@ import (
 	"github.com/bonafide-archive/bonafide/archive/wire"
 )
 
-const (
-	// uploads is how many contents go to one replica at once.
-	uploads = 4
-	// syncRate is how slow a replica's disk may be, in bytes a second.
-	syncRate = 20 << 20
-)
-
 // errSource reports that an item's bytes cannot be read.
 var errSource = errors.New("read source")
 
@@ -42,104 +35,172 @@ func withIdle(ctx context.Context, limit time.Duration) (context.Context, *idle,
 // moved starts the wait anew, with extra added.
 func (i *idle) moved(extra time.Duration) { i.timer.Reset(i.limit + extra) }
 
-// offer brings all contents and then the submission to one replica. It goes on
-// trying while it makes progress now and then.
+// offer brings to one replica what the sending has not brought there, and then
+// the submission. It goes on trying while it makes progress now and then.
 func (a *adding) offer(ctx context.Context, r *replica) (ack wire.Ack, err error) {
+	sent := a.sent.wait(ctx, r)
+	if errors.Is(sent, errIdle) || isSource(sent) {
+		return ack, a.plain(sent)
+	}
 	ctx, idle, cancel := withIdle(ctx, a.c.Timeout)
 	defer cancel()
-	if err := a.uploadAll(ctx, r, idle); err != nil {
-		return ack, a.plain(ctx, err)
+	if sent != nil {
+		if err := a.catchUp(ctx, r, idle); err != nil {
+			return ack, a.plain(causeOf(ctx, err))
+		}
 	}
 	err = retry(ctx, func(ctx context.Context) error {
 		ack, err = r.peer.Add(ctx, a.sub)
 		return err
 	})
-	return ack, a.plain(ctx, err)
+	if err == nil {
+		r.late.Store(false)
+	}
+	return ack, a.plain(causeOf(ctx, err))
 }
 
-// plain says in plain words that a replica did not answer.
-func (a *adding) plain(ctx context.Context, err error) error {
+// causeOf adds to an error that no progress was the reason.
+func causeOf(ctx context.Context, err error) error {
 	if err != nil && errors.Is(context.Cause(ctx), errIdle) {
-		return inTime(err, a.c.Timeout)
+		err = errors.Join(errIdle, err)
 	}
 	return err
 }
 
-func (a *adding) uploadAll(ctx context.Context, r *replica, idle *idle) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	next := make(chan Item)
-	failed := make(chan error, 1) // the first one stays
-	var wg sync.WaitGroup
-	for range min(uploads, len(a.items)) {
-		wg.Go(func() {
-			for it := range next {
-				if err := a.upload(ctx, r, it, idle); err != nil {
-					select {
-					case failed <- err:
-					default:
-					}
-					cancel()
-				}
-			}
-		})
-	}
-	sent := make(map[archive.Digest]bool)
-	for _, it := range a.items {
-		if !sent[it.Content.Digest] && ctx.Err() == nil {
-			sent[it.Content.Digest] = true
-			next <- it
-		}
-	}
-	close(next)
-	wg.Wait()
-	select {
-	case err := <-failed:
+// isSource reports whether an error is not the replica's fault.
+func isSource(err error) bool { return errors.Is(err, ErrChanged) || errors.Is(err, errSource) }
+
+// plain says in plain words that a replica did not answer.
+func (a *adding) plain(err error) error {
+	var both interface{ Unwrap() []error }
+	if !errors.Is(err, errIdle) {
 		return err
-	default:
-		return ctx.Err()
 	}
+	if errors.As(err, &both) && len(both.Unwrap()) == 2 {
+		return inTime(both.Unwrap()[1], a.c.Timeout)
+	}
+	return inTime(context.DeadlineExceeded, a.c.Timeout)
 }
 
-// upload brings one content to a replica, unless that has it.
-func (a *adding) upload(ctx context.Context, r *replica, it Item, idle *idle) error {
-	up := archive.SignUpload(a.c.Key, a.c.Roster.ID(), it.Content)
+// catchUp brings the contents of all items to a replica that has fallen behind,
+// from their sources again.
+func (a *adding) catchUp(ctx context.Context, r *replica, idle *idle) error {
 	return retry(ctx, func(ctx context.Context) error {
-		has, err := r.peer.HasContent(ctx, it.Content.Digest)
+		missing, err := a.missing(ctx, r)
 		if err != nil {
 			return err
 		}
 		idle.moved(0)
-		if has {
-			return nil
-		}
-		src, err := openSource(it)
-		if err != nil {
-			return err
-		}
-		defer src.close()
-		src.moved = func(done uint64, end bool) {
-			extra := time.Duration(0)
-			if end {
-				extra = time.Duration(done/syncRate) * time.Second
+		small := a.c.newParcel(a.c.spare)
+		defer small.release()
+		for _, it := range missing {
+			if it.content.Size < slabSize {
+				err = small.addAgain(ctx, r, it, idle)
+			} else {
+				err = a.upload(ctx, r, it, idle)
 			}
-			idle.moved(extra)
-			a.c.tell(Progress{Stage: "upload", Name: it.Name, Replica: r.ID, Done: done, Total: it.Content.Size})
+			if err != nil {
+				return err
+			}
 		}
-		err = r.peer.PutContent(ctx, up, int64(it.Content.Size), src)
-		if own := src.failed(); own != nil {
-			return own // not the replica's fault
-		}
-		return err
+		return small.sendAll(ctx, r, idle)
 	})
+}
+
+// missing returns the items whose contents a replica does not hold, each content
+// once.
+func (a *adding) missing(ctx context.Context, r *replica) ([]Item, error) {
+	var all []Item
+	var digests []archive.Digest
+	once := make(map[archive.Digest]bool)
+	for _, it := range a.items {
+		if d := it.content.Digest; !once[d] {
+			once[d] = true
+			all, digests = append(all, it), append(digests, d)
+		}
+	}
+	have, err := r.peer.Have(ctx, digests)
+	if err != nil {
+		return nil, err
+	}
+	var missing []Item
+	for i, it := range all {
+		if !have[i] {
+			missing = append(missing, it)
+		}
+	}
+	return missing, nil
+}
+
+// upload brings one large content to a replica, from where an earlier upload has
+// stopped.
+func (a *adding) upload(ctx context.Context, r *replica, it Item, idle *idle) error {
+	src, err := openSource(it)
+	if err != nil {
+		return err
+	}
+	defer src.close()
+	err = a.c.putLarge(ctx, r, it, func(from uint64) (io.Reader, error) { return src, src.skip(ctx, from, idle) }, idle)
+	if own := src.failed(); own != nil {
+		return own // not the replica's fault
+	}
+	return err
+}
+
+// putLarge sends a large content, without the bytes that the replica has from an
+// earlier upload.
+func (c *Client) putLarge(ctx context.Context, r *replica, it Item, open func(from uint64) (io.Reader, error), idle *idle) error {
+	up := archive.SignUpload(c.Key, c.Roster.ID(), it.content)
+	from, err := r.peer.Partial(ctx, up.Digest, up.Writer)
+	if err != nil {
+		return err
+	}
+	if from > up.Size {
+		from = 0
+	}
+	idle.moved(0)
+	body, err := open(from)
+	if err != nil {
+		return err
+	}
+	body = &moving{r: body, done: from, size: up.Size, moved: func(done uint64, end bool) {
+		idle.moved(syncTime(done, end))
+		c.tell(Progress{Stage: "upload", Name: it.Name, Replica: r.ID, Done: done, Total: up.Size})
+	}}
+	if from > 0 {
+		return r.peer.ResumeContent(ctx, up, from, body)
+	}
+	return r.peer.PutContent(ctx, up, int64(up.Size), body)
+}
+
+// syncTime is how long a replica may take to hash and sync what it has got.
+func syncTime(done uint64, end bool) time.Duration {
+	if !end {
+		return 0
+	}
+	return time.Duration(done/wire.SyncRate) * time.Second
+}
+
+// moving tells of every byte that is read.
+type moving struct {
+	r          io.Reader
+	done, size uint64
+	moved      func(done uint64, end bool)
+}
+
+func (m *moving) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	if m.done += uint64(n); n > 0 {
+		m.moved(m.done, m.done == m.size)
+	}
+	return n, err
 }
 
 // source reads an item's bytes again, and gives out the last of them only if
 // the whole is what it was when it was hashed.
 type source struct {
-	r     io.ReadCloser
-	want  archive.Content
-	moved func(done uint64, end bool)
+	r    io.ReadCloser
+	want archive.Content
 
 	hash hash.Hash
 	done uint64
@@ -154,7 +215,7 @@ func openSource(it Item) (*source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errSource, err)
 	}
-	return &source{r: r, want: it.Content, hash: sha256.New()}, nil
+	return &source{r: r, want: it.content, hash: sha256.New()}, nil
 }
 
 // Read implements io.Reader.
@@ -181,7 +242,6 @@ func (s *source) Read(p []byte) (int, error) {
 	if s.end != nil && s.end != io.EOF {
 		return 0, s.end
 	}
-	s.moved(s.done, s.end == io.EOF)
 	return n, nil
 }
 
@@ -196,6 +256,12 @@ func (s *source) atEnd() error {
 		return s.fail(fmt.Errorf("%w: more than %d bytes", ErrChanged, s.want.Size))
 	}
 	return io.EOF
+}
+
+// skip reads the first bytes.
+func (s *source) skip(ctx context.Context, n uint64, idle *idle) error {
+	_, err := io.CopyN(io.Discard, &moving{r: &ctxReader{ctx, s}, moved: func(uint64, bool) { idle.moved(0) }}, int64(n))
+	return err
 }
 
 func (s *source) fail(err error) error {

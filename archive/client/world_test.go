@@ -33,6 +33,8 @@ type fake struct {
 	lieList  func(archive.BlockList) archive.BlockList
 	noBlocks bool                           // as a replica that knows no block lists
 	contents map[archive.Digest][]byte      // held
+	partial  map[archive.Digest][]byte      // of uploads that were interrupted
+	onRead   func(n int)                    // after each read of an upload's bytes
 	addErr   func(archive.Submission) error // of Add
 	onAdd    func(archive.Submission)       // after an Add
 	pending  map[archive.Name]bool          // waiting for the next phase
@@ -163,17 +165,81 @@ func (f *fake) Blocks(ctx context.Context, d archive.Digest, page uint64) (archi
 	return l, err
 }
 
-func (f *fake) HasContent(ctx context.Context, d archive.Digest) (bool, error) {
-	if err := f.enter(ctx, "has"); err != nil {
-		return false, err
+func (f *fake) Have(ctx context.Context, digests []archive.Digest) ([]bool, error) {
+	if err := f.enter(ctx, "have"); err != nil {
+		return nil, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	_, ok := f.contents[d]
-	return ok, nil
+	have := make([]bool, len(digests))
+	for i, d := range digests {
+		_, have[i] = f.contents[d]
+	}
+	return have, nil
+}
+
+func (f *fake) PutContents(ctx context.Context, up archive.Uploads, body io.Reader) error {
+	if err := f.enter(ctx, "batch"); err != nil {
+		return err
+	}
+	if _, err := up.Verify(f.w.Roster); err != nil {
+		return wire.Errorf(wire.CodeDenied, "%v", err)
+	}
+	for _, c := range up.Contents {
+		b := make([]byte, c.Size)
+		if _, err := io.ReadFull(&heard{ctx, body, f}, b); err != nil {
+			return err
+		}
+		if archive.DigestOf(b) != c.Digest {
+			return wire.Errorf(wire.CodeBadRequest, "other bytes")
+		}
+		f.set(func() { f.calls["put"]++; f.contents[c.Digest] = b })
+	}
+	return nil
+}
+
+// heard tells the fake of what is read, 32 KiB at a time.
+type heard struct {
+	ctx context.Context
+	r   io.Reader
+	f   *fake
+}
+
+func (h *heard) Read(p []byte) (int, error) {
+	if err := h.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := h.r.Read(p[:min(len(p), 32<<10)])
+	if h.f.onRead != nil {
+		h.f.onRead(n)
+	}
+	return n, err
+}
+
+func (f *fake) Partial(ctx context.Context, d archive.Digest, _ archive.KeyID) (uint64, error) {
+	if err := f.enter(ctx, "partial"); err != nil {
+		return 0, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return uint64(len(f.partial[d])), nil
+}
+
+func (f *fake) ResumeContent(ctx context.Context, up archive.Upload, offset uint64, body io.Reader) error {
+	f.mu.Lock()
+	begin := f.partial[up.Digest]
+	f.mu.Unlock()
+	if uint64(len(begin)) < offset {
+		return wire.Errorf(wire.CodeUnavailable, "has %d bytes", len(begin))
+	}
+	return f.put(ctx, up, int64(up.Size), io.MultiReader(bytes.NewReader(begin[:offset]), &heard{ctx, body, f}))
 }
 
 func (f *fake) PutContent(ctx context.Context, up archive.Upload, size int64, body io.Reader) error {
+	return f.put(ctx, up, size, &heard{ctx, body, f})
+}
+
+func (f *fake) put(ctx context.Context, up archive.Upload, size int64, body io.Reader) error {
 	if err := f.enter(ctx, "put"); err != nil {
 		return err
 	}
@@ -182,6 +248,7 @@ func (f *fake) PutContent(ctx context.Context, up archive.Upload, size int64, bo
 	}
 	b, err := io.ReadAll(body)
 	if err != nil {
+		f.set(func() { f.partial[up.Digest] = b })
 		return err
 	}
 	if archive.DigestOf(b) != up.Digest || int64(len(b)) != size {
@@ -199,7 +266,8 @@ func (f *fake) Add(ctx context.Context, s archive.Submission) (wire.Ack, error) 
 		return wire.Ack{}, wire.Errorf(wire.CodeDenied, "%v", err)
 	}
 	for _, b := range s.Bindings {
-		if _, ok := f.contents[b.Digest]; !ok {
+		var ok bool
+		if f.set(func() { _, ok = f.contents[b.Digest] }); !ok {
 			return wire.Ack{}, wire.Errorf(wire.CodeMissing, "content of %s", b.Name)
 		}
 	}
@@ -257,7 +325,7 @@ func newBed(t *testing.T, dir string, names ...archive.Name) *bed {
 	}
 	b.Advance(at, nil, bindings...)
 	for _, id := range b.IDs() {
-		f := &fake{w: b.World, id: id, contents: map[archive.Digest][]byte{}, pending: map[archive.Name]bool{}, calls: map[string]int{}}
+		f := &fake{w: b.World, id: id, contents: map[archive.Digest][]byte{}, partial: map[archive.Digest][]byte{}, pending: map[archive.Name]bool{}, calls: map[string]int{}}
 		for _, n := range names {
 			f.contents[archive.DigestOf([]byte(n))] = []byte(n)
 		}

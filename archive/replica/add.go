@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -149,13 +150,11 @@ func (s *service) boundAlready(sub archive.Submission) (wire.Ack, error) {
 	ack := wire.Ack{Status: wire.AckBound, Due: s.due()}
 	conflict := wire.Errorf(wire.CodeConflict, "")
 	for _, b := range sub.Bindings {
-		proof, err := query{name: []byte(b.Name)}.prove(lent)
-		if err != nil {
+		e, proof, ok, err := lookUp(lent, b.Name)
+		switch {
+		case err != nil:
 			s.Damaged(lent, err)
 			return wire.Ack{}, nil
-		}
-		e, ok := proven(lent.Record, proof, b.Name)
-		switch {
 		case !ok:
 			ack.Status = ""
 		case e.Content != b.Content:
@@ -180,6 +179,19 @@ func conflictMessage(all []wire.Conflict) string {
 		return fmt.Sprintf("%d names are bound to other contents, %q first", len(all), string(all[0].Name))
 	}
 	return fmt.Sprintf("%q is bound to another content", string(all[0].Name))
+}
+
+// lookUp returns what a name is bound to, with the proof. That it is bound to
+// nothing is not proven: if that is wrong, the update phase will find out.
+func lookUp(l *Lent, n archive.Name) (e archive.Entry, proof []byte, ok bool, err error) {
+	if _, ok, err = l.Tree.Get([]byte(n)); err != nil || !ok {
+		return e, nil, false, err
+	}
+	if proof, err = (query{name: []byte(n)}).prove(l); err != nil {
+		return e, nil, false, err
+	}
+	e, ok = proven(l.Record, proof, n)
+	return e, proof, ok, nil
 }
 
 // proven returns what a proof that has been checked says of a name.
@@ -222,9 +234,10 @@ func (s *service) held(ctx context.Context, d archive.Digest) (archive.Content, 
 	return s.store.CheckContent(ctx, d, nil)
 }
 
-// putContent takes a content that a writer sends under his signature.
+// putContent takes a content that a writer sends under his signature, or the
+// rest of one whose upload was interrupted.
 func (s *service) putContent(w http.ResponseWriter, r *http.Request) error {
-	up, writer, err := s.readUpload(r)
+	up, writer, from, err := s.readUpload(r)
 	if err != nil {
 		return err
 	}
@@ -237,57 +250,66 @@ func (s *service) putContent(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer leave()
-	if err := s.receive(w, r, up, writer); err != nil {
-		return err
+	body := &slowReader{c: http.NewResponseController(w), r: r.Body}
+	if up.Size >= minPartial {
+		err = s.receiveLarge(r.Context(), up, writer, from, body)
+	} else {
+		err = s.receive(r.Context(), up, writer, body)
+	}
+	if err != nil {
+		return s.uploadError(r, err)
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 
 // readUpload checks, before the body is read, that a writer may send it.
-func (s *service) readUpload(r *http.Request) (up archive.Upload, writer archive.Writer, err error) {
+func (s *service) readUpload(r *http.Request) (up archive.Upload, writer archive.Writer, from uint64, err error) {
 	d, err := archive.ParseDigest(r.PathValue("digest"))
+	if err == nil && r.URL.Query().Has("from") {
+		from, err = strconv.ParseUint(r.URL.Query().Get("from"), 10, 63)
+	}
 	if err != nil {
-		return up, writer, badRequest(err)
+		return up, writer, 0, badRequest(err)
 	}
 	b, err := wire.DecodeBytes(r.Header.Get(wire.HeaderUpload), archive.UploadSize)
 	if err == nil {
 		up, err = archive.ParseUpload(b)
 	}
 	if err != nil {
-		return up, writer, wire.Errorf(wire.CodeDenied, "%s: %v", wire.HeaderUpload, err)
+		return up, writer, 0, wire.Errorf(wire.CodeDenied, "%s: %v", wire.HeaderUpload, err)
 	}
 	if writer, err = up.Verify(s.Roster); err != nil {
-		return up, writer, wire.Errorf(wire.CodeDenied, "%v", err)
+		return up, writer, 0, wire.Errorf(wire.CodeDenied, "%v", err)
 	}
 	switch {
-	case up.Digest != d || r.ContentLength < 0 || uint64(r.ContentLength) != up.Size:
-		return up, writer, wire.Errorf(wire.CodeBadRequest, "upload of another digest or length than signed")
+	case up.Digest != d || r.ContentLength < 0 || uint64(r.ContentLength)+from != up.Size || from > 0 && up.Size < minPartial:
+		return up, writer, 0, wire.Errorf(wire.CodeBadRequest, "upload of another digest or length than signed")
 	case up.Size > s.Roster.Limits.ContentSize || up.Size > 1<<62:
-		return up, writer, wire.Errorf(wire.CodeTooLarge, "content of %d bytes, at most %d", up.Size, s.Roster.Limits.ContentSize)
+		return up, writer, 0, wire.Errorf(wire.CodeTooLarge, "content of %d bytes, at most %d", up.Size, s.Roster.Limits.ContentSize)
 	}
-	return up, writer, nil
+	return up, writer, from, nil
 }
 
 // receive keeps the body under the writer's quota.
-func (s *service) receive(w http.ResponseWriter, r *http.Request, up archive.Upload, writer archive.Writer) error {
-	release, err := s.pending.reserveUpload(writer, up.Writer, up.Size)
-	if err != nil {
-		return s.refusal("upload", err)
+func (s *service) receive(ctx context.Context, up archive.Upload, writer archive.Writer, body io.Reader) error {
+	if err := s.pending.reserveUpload(writer, up.Writer, up.Size); err != nil {
+		return err
 	}
-	c, err := s.store.putContent(r.Context(), up.Digest, int64(up.Size), &slowReader{c: http.NewResponseController(w), r: r.Body})
-	if err != nil {
-		release()
-		return s.uploadError(r, err)
-	}
-	first, err := s.pending.putUpload(up.Digest, upload{writer: up.Writer, size: up.Size, blocks: c.Blocks, at: s.Now().Unix()})
-	if err != nil || !first {
-		release()
+	c, err := s.store.putContent(ctx, up.Digest, int64(up.Size), body)
+	if err == nil {
+		err = s.received(up, c)
 	}
 	if err != nil {
-		return s.refusal("upload", err)
+		s.pending.releaseUpload(up.Writer, up.Size)
 	}
-	return nil
+	return err
+}
+
+// received remembers a content that is here, and charged.
+func (s *service) received(up archive.Upload, c archive.Content) error {
+	row := upload{writer: up.Writer, size: up.Size, blocks: c.Blocks, at: s.Now().Unix()}
+	return s.pending.putUploads(up.Writer, map[archive.Digest]upload{up.Digest: row})
 }
 
 func (s *service) uploadError(r *http.Request, err error) error {

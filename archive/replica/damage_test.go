@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -46,12 +47,13 @@ func TestAuditOddFiles(t *testing.T) {
 func TestAuditMeanwhile(t *testing.T) {
 	a := archivetest.NewRoster(t, 4)
 	all := names("a", 3000)
-	all["zzz"] = []byte("last")
+	last := bytes.Repeat([]byte("last"), 20_000) // a file of its own
+	all["zzz"] = last
 	a.Certify(t, all)
 	startService(t, a, a.Replicas[1])
 	r := a.Replicas[0]
 	treePath := filepath.Join(r.Dir, storeDir, treeFile)
-	lastPath := archivetest.ContentPath(r.Dir, archivetest.ContentOf([]byte("last")).Digest)
+	lastPath := archivetest.ContentPath(r.Dir, archivetest.ContentOf(last).Digest)
 	record := filepath.Join(r.Dir, storeDir, historyDir, "00000000000000000001"+recordSuffix)
 	tests := []struct {
 		name   string

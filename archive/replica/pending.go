@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,15 +56,38 @@ type Pending struct {
 	queue   []*put
 	held    map[archive.Digest]bool  // submissions
 	writers map[archive.KeyID]Stats  // of their submissions
-	uploads map[archive.KeyID]uint64 // bytes stored and not bound
+	stored  map[archive.KeyID]uint64 // bytes stored and not bound
 	names   map[archive.Name]int     // submissions that want it
 	total   Stats
 }
 
-// put is a submission on its way to the disk.
+// put is a submission, or else what is known of uploads, on its way to the disk.
 type put struct {
-	sub archive.Submission
-	err error
+	sub     archive.Submission
+	uploads map[archive.Digest]upload // not nil: these
+	again   uint64                    // bytes of those that were known before
+	err     error
+}
+
+func (x *put) write(tx *bbolt.Tx) error {
+	if x.uploads == nil {
+		d := x.sub.Digest()
+		return tx.Bucket(submissionsBucket).Put(d[:], x.sub.Bytes())
+	}
+	b := tx.Bucket(uploadsBucket)
+	x.again = 0
+	byDigest := func(a, b archive.Digest) int { return bytes.Compare(a[:], b[:]) }
+	for _, d := range slices.SortedFunc(maps.Keys(x.uploads), byDigest) { // in order, bbolt is quicker
+		u := x.uploads[d]
+		if b.Get(d[:]) != nil {
+			x.again += u.size
+			continue
+		}
+		if err := b.Put(d[:], u.bytes()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // upload is what is known of a content that came by PUT.
@@ -294,7 +318,7 @@ func (p *Pending) takeUploads(old *Pending) (damage, err error) {
 			if err := tx.Bucket(uploadsBucket).Put(d[:], u.bytes()); err != nil {
 				return err
 			}
-			p.uploads[u.writer] += u.size
+			p.stored[u.writer] += u.size
 		}
 		return nil
 	})
@@ -305,7 +329,7 @@ func (p *Pending) takeUploads(old *Pending) (damage, err error) {
 func (p *Pending) load() error {
 	p.held = make(map[archive.Digest]bool)
 	p.writers = make(map[archive.KeyID]Stats)
-	p.uploads = make(map[archive.KeyID]uint64)
+	p.stored = make(map[archive.KeyID]uint64)
 	p.names = make(map[archive.Name]int)
 	err := p.update(func(tx *bbolt.Tx) error {
 		for _, b := range [][]byte{submissionsBucket, uploadsBucket} {
@@ -321,7 +345,7 @@ func (p *Pending) load() error {
 	if err := p.Each(func(s archive.Submission) error { p.count(s, 1); return nil }); err != nil {
 		return err
 	}
-	return p.eachUpload(func(_ archive.Digest, u upload) error { p.uploads[u.writer] += u.size; return nil })
+	return p.eachUpload(func(_ archive.Digest, u upload) error { p.stored[u.writer] += u.size; return nil })
 }
 
 func (p *Pending) close() error { return errors.Join(p.closeFile(), p.lock.Close()) }
@@ -370,13 +394,13 @@ func (p *Pending) admit(s archive.Submission, allowed func(Stats) error) error {
 	defer p.commit.Unlock()
 	p.flush()
 	if known { // whoever brought it first has written it, or failed to
-		return cmp.Or(p.have(s.Digest()), p.stored(s.Digest()))
+		return cmp.Or(p.have(s.Digest()), p.onDisk(s.Digest()))
 	}
 	return x.err
 }
 
-// stored checks that a submission is still on the disk.
-func (p *Pending) stored(d archive.Digest) error {
+// onDisk checks that a submission is still on the disk.
+func (p *Pending) onDisk(d archive.Digest) error {
 	err := p.view(func(tx *bbolt.Tx) error {
 		b := tx.Bucket(submissionsBucket)
 		if b == nil || archive.DigestOf(b.Get(d[:])) != d {
@@ -413,7 +437,7 @@ func (p *Pending) enqueue(x *put, allowed func(Stats) error) (known bool, err er
 func (p *Pending) have(d archive.Digest) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	queued := slices.ContainsFunc(p.queue, func(x *put) bool { return x.sub.Digest() == d })
+	queued := slices.ContainsFunc(p.queue, func(x *put) bool { return x.uploads == nil && x.sub.Digest() == d })
 	if queued || !p.held[d] {
 		return errors.New("pending: write failed")
 	}
@@ -431,8 +455,7 @@ func (p *Pending) flush() error {
 	}
 	err := p.update(func(tx *bbolt.Tx) error {
 		for _, x := range batch {
-			d := x.sub.Digest()
-			if err := tx.Bucket(submissionsBucket).Put(d[:], x.sub.Bytes()); err != nil {
+			if err := x.write(tx); err != nil {
 				return err
 			}
 		}
@@ -448,7 +471,9 @@ func (p *Pending) flush() error {
 	defer p.mu.Unlock()
 	for _, x := range batch {
 		x.err = err
-		p.count(x.sub, -1)
+		if x.uploads == nil {
+			p.count(x.sub, -1)
+		}
 	}
 	return err
 }
@@ -620,35 +645,42 @@ func (p *Pending) Wants(n archive.Name) bool {
 	return p.names[n] > 0
 }
 
-// reserveUpload charges a writer for a content that is about to come. release
-// takes the charge back.
-func (p *Pending) reserveUpload(w archive.Writer, id archive.KeyID, size uint64) (release func(), err error) {
+// reserveUpload charges a writer for contents that are about to come.
+func (p *Pending) reserveUpload(w archive.Writer, id archive.KeyID, size uint64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if have := p.uploads[id]; have+size > w.Bytes || have+size < size {
-		return nil, fmt.Errorf("%w: %d bytes stored and not bound, %d more, allowed %d", ErrQuota, have, size, w.Bytes)
+	if have := p.stored[id]; have+size > w.Bytes || have+size < size {
+		return fmt.Errorf("%w: %d bytes stored and not bound, %d more, allowed %d", ErrQuota, have, size, w.Bytes)
 	}
-	p.uploads[id] += size
-	return func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.uploads[id] -= size
-	}, nil
+	p.stored[id] += size
+	return nil
 }
 
-// putUpload remembers a content that has come, charged already. It reports
-// false if another upload of it was first.
-func (p *Pending) putUpload(d archive.Digest, u upload) (first bool, err error) {
+// chargeUpload adds to what a writer is charged, whatever his quota.
+func (p *Pending) chargeUpload(id archive.KeyID, size uint64) { p.releaseUpload(id, -size) }
+
+// releaseUpload takes back a charge.
+func (p *Pending) releaseUpload(id archive.KeyID, size uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stored[id] -= size
+}
+
+// putUploads remembers contents that have come from one writer and are charged
+// to him. Calls that come together share an fsync. The charge for those that were
+// known before is taken back.
+func (p *Pending) putUploads(id archive.KeyID, all map[archive.Digest]upload) error {
+	x := &put{uploads: all}
+	p.mu.Lock()
+	p.queue = append(p.queue, x)
+	p.mu.Unlock()
 	p.commit.Lock()
-	defer p.commit.Unlock()
-	err = p.update(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(uploadsBucket)
-		if first = b.Get(d[:]) == nil; !first {
-			return nil
-		}
-		return b.Put(d[:], u.bytes())
-	})
-	return first, err
+	p.flush()
+	p.commit.Unlock()
+	if x.err == nil {
+		p.releaseUpload(id, x.again)
+	}
+	return x.err
 }
 
 // upload returns what is known of an uploaded content.
@@ -686,7 +718,7 @@ func (p *Pending) dropUploads(all map[archive.Digest]upload) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, u := range all {
-		p.uploads[u.writer] -= u.size
+		p.stored[u.writer] -= u.size
 	}
 	return nil
 }

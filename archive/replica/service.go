@@ -26,6 +26,7 @@ const (
 	maxAnswers  = 2048 // waiting for the MAS, which answers all at once
 	maxUploads  = 32
 	maxAdds     = 32
+	maxAsks     = 8 // which contents are here
 )
 
 // service is the service process of one replica. Its MAS cannot change while it
@@ -39,7 +40,9 @@ type service struct {
 	peers     []*wire.Client
 	shelf     shelf
 
-	answers, uploads, adds chan struct{} // places for requests
+	answers, uploads, adds, asks chan struct{} // places for requests
+	batches                      chan []byte   // likewise, each with its buffer
+	partials                     partials
 
 	cleaning sync.RWMutex  // held to write while contents nobody wants are removed
 	wake     chan struct{} // the tree must be restored
@@ -87,13 +90,17 @@ func newService(ctx context.Context, c Config) (*service, error) {
 	s := &service{
 		Config: c, archive: c.Roster.ID(), statement: st, store: store, pending: pending, peers: c.peers(nil),
 		answers: make(chan struct{}, maxAnswers), uploads: make(chan struct{}, maxUploads), adds: make(chan struct{}, maxAdds),
+		asks: make(chan struct{}, maxAsks), batches: make(chan []byte, maxBatches),
 		wake: make(chan struct{}, 1), fatal: make(chan error, 1),
+	}
+	for range maxBatches {
+		s.batches <- nil
 	}
 	s.shelf.withdraw(s.whyNone())
 	if pending.damage != nil {
 		s.Log.Warn("the pending buffer was damaged; kept what could be read of it", "names", pending.Total().Names, "because", pending.damage)
 	}
-	return s, store.ClearTemp()
+	return s, errors.Join(store.ClearTemp(), s.openPartials())
 }
 
 // whyNone returns why there is no tree to answer from at the start.
@@ -200,6 +207,9 @@ func (s *service) handler() http.Handler {
 	mux.Handle("/", PeerHandler(s.store, s, s.Log))
 	mux.HandleFunc("POST "+wire.PathAnswer, p.replying(s.answer))
 	mux.HandleFunc("PUT "+wire.PathContent+"{digest}", p.replying(s.putContent))
+	mux.HandleFunc("GET "+wire.PathPartial+"{digest}", p.replying(s.partial))
+	mux.HandleFunc("POST "+wire.PathBatch, p.replying(s.putContents))
+	mux.HandleFunc("POST "+wire.PathHave, p.replying(s.have))
 	mux.HandleFunc("POST "+wire.PathAdd, p.replying(s.add))
 	mux.HandleFunc("GET "+wire.PathPending, p.replying(s.isPending))
 	mux.HandleFunc("GET "+wire.PathStatus, p.replying(s.sendStatus))

@@ -14,6 +14,7 @@ import (
 	"net/http/httptrace"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -188,11 +189,9 @@ func testContent(t *testing.T, s *served, e archive.Entry) {
 	if b, err := io.ReadAll(body); string(b) != "tent of a/0007" {
 		t.Errorf("got %q, %v", b, err)
 	}
-	if has, err := s.client.HasContent(t.Context(), archive.Digest{}); has || err != nil {
-		t.Errorf("missing content: got %t, %v", has, err)
-	}
-	if has, err := s.client.HasContent(t.Context(), e.Digest); !has || err != nil {
-		t.Errorf("held content: got %t, %v", has, err)
+	have, err := s.client.Have(t.Context(), []archive.Digest{{}, e.Digest, {1}})
+	if err != nil || !slices.Equal(have, []bool{false, true, false}) {
+		t.Errorf("have: got %v, %v", have, err)
 	}
 }
 
@@ -336,8 +335,8 @@ func testUploadRefused(t *testing.T, a *archivetest.Archive, s *served, stranger
 			t.Errorf("%s: got %v, want %s", tt.name, err, tt.want)
 		}
 	}
-	if has, err := s.client.HasContent(t.Context(), c.Digest); has || err != nil {
-		t.Errorf("a refused content is held: %t, %v", has, err)
+	if have, err := s.client.Have(t.Context(), []archive.Digest{c.Digest}); err != nil || have[0] {
+		t.Errorf("a refused content is held: %v, %v", have, err)
 	}
 	if left, _ := os.ReadDir(filepath.Join(s.Dir, "store", "tmp")); len(left) > 0 {
 		t.Errorf("half-written: %v", left)

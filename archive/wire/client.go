@@ -136,19 +136,6 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return s, c.wrap("status", err)
 }
 
-// HasContent asks whether the replica holds a content.
-func (c *Client) HasContent(ctx context.Context, d archive.Digest) (bool, error) {
-	resp, err := c.do(ctx, http.MethodHead, PathContent+d.String(), nil, nil)
-	var e *Error
-	if errors.As(err, &e) && e.Code == CodeMissing {
-		return false, nil
-	}
-	if err != nil {
-		return false, c.wrap("content", err)
-	}
-	return true, resp.Body.Close()
-}
-
 // Content opens a content at offset and returns its whole size as the replica
 // tells it. The bytes come from whoever answers: hash them. A read that finds no
 // progress for the client's timeout fails.
@@ -213,29 +200,6 @@ func contentSize(resp *http.Response, offset int64) (int64, error) {
 	return size, nil
 }
 
-// PutContent uploads a content under a writer's signed leave. It fails when the
-// replica takes no bytes for the client's timeout.
-func (c *Client) PutContent(ctx context.Context, up archive.Upload, size int64, body io.Reader) error {
-	ctx, w := watch(ctx, c.timeout)
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, c.URL(PathContent+up.Digest.String()), &watchedReader{body, w})
-	if err != nil {
-		return c.wrap("upload", w.end(err))
-	}
-	req.ContentLength = size
-	if size == 0 {
-		req.Body = http.NoBody
-	}
-	req.Header.Set("Expect", "100-continue") // a refusal costs no body
-	req.Header.Set(HeaderUpload, EncodeBytes(up.Bytes()))
-	req.Header.Set("Content-Type", "application/octet-stream")
-	resp, err := c.send(req)
-	if err != nil {
-		return c.wrap("upload", w.end(err))
-	}
-	w.end(nil)
-	return c.wrap("upload", resp.Body.Close())
-}
-
 func (c *Client) wrap(what string, err error) error {
 	if err == nil {
 		return nil
@@ -261,16 +225,20 @@ func (c *Client) get(ctx context.Context, path string, limit int64) ([]byte, err
 }
 
 func (c *Client) postJSON(ctx context.Context, path, contentType string, body []byte, limit int64, v any) error {
-	resp, err := c.do(ctx, http.MethodPost, path, body, http.Header{"Content-Type": {contentType}})
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	b, err := readBounded(resp.Body, limit)
+	b, err := c.post(ctx, path, contentType, body, limit)
 	if err != nil {
 		return err
 	}
 	return archive.DecodeJSON(b, v)
+}
+
+func (c *Client) post(ctx context.Context, path, contentType string, body []byte, limit int64) ([]byte, error) {
+	resp, err := c.do(ctx, http.MethodPost, path, body, http.Header{"Content-Type": {contentType}})
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return readBounded(resp.Body, limit)
 }
 
 func (c *Client) do(ctx context.Context, method, path string, body []byte, header http.Header) (*http.Response, error) {

@@ -18,6 +18,7 @@ const stride = 64 << 10
 // timeout.
 type progress struct {
 	timeout time.Duration
+	last    time.Duration // after the end, for the reply; zero: timeout
 	cancel  context.CancelCauseFunc
 	ctx     context.Context
 	timer   *time.Timer
@@ -37,9 +38,13 @@ func watch(ctx context.Context, timeout time.Duration) (context.Context, *progre
 func (w *progress) moved(n int, ended bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.since += n; w.since >= stride || ended {
-		w.since = 0
-		w.timer.Reset(w.timeout)
+	if w.since += n; w.since < stride && !ended {
+		return
+	}
+	w.since = 0
+	w.timer.Reset(w.timeout)
+	if ended && w.last > 0 {
+		w.timer.Reset(w.last)
 	}
 }
 

@@ -51,6 +51,8 @@ func ServiceTLS(key ed25519.PrivateKey) (*tls.Config, error) {
 		Certificates: []tls.Certificate{cert},
 		MinVersion:   tls.VersionTLS13,
 		NextProtos:   []string{"h2", "http/1.1"},
+
+		DynamicRecordSizingDisabled: true, // contents want long records
 	}, nil
 }
 
@@ -103,6 +105,8 @@ func clientTLS(m archive.Replica, key ed25519.PrivateKey) *tls.Config {
 		InsecureSkipVerify: true, // VerifyConnection pins the key instead
 		VerifyConnection:   func(cs tls.ConnectionState) error { return checkPin(&cs, m, key != nil) },
 		NextProtos:         []string{"h2", "http/1.1"},
+
+		DynamicRecordSizingDisabled: true,
 	}
 	if key == nil {
 		return c

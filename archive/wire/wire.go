@@ -22,6 +22,9 @@ const (
 	PathHistory = "/v1/history"
 	PathContent = "/v1/content/" // and the digest in hexadecimal
 	PathBlocks  = "/v1/blocks/"  // likewise
+	PathPartial = "/v1/partial/" // likewise
+	PathBatch   = "/v1/contents"
+	PathHave    = "/v1/have"
 	PathAdd     = "/v1/add"
 	PathPending = "/v1/pending"
 	PathStatus  = "/v1/status"
@@ -37,11 +40,12 @@ const (
 	MaxHistory  = 64       // records of one reply
 	MaxError    = 4 << 20  // bytes of an Error
 	MaxStatus   = 16 << 10 // bytes of a Status
-	MaxAck      = 1 << 10  // bytes of an Ack, and of a PendingState
+	MaxAck      = 1 << 10  // bytes of an Ack, a PendingState and a Partial
 	MaxPage     = 1 << 12  // names of one proven page
 	MaxFirst    = 1 << 8   // names of the page in an answer
 	MaxProven   = 100      // conflicts that one refusal proves
 	MaxBlocks   = 256      // blocks of one page of a block list
+	MaxHave     = 1000     // digests of one question which contents are held
 	maxHistory  = int64(MaxHistory*(2*archive.MaxRecord+2*archive.MaxCertificate) + 1<<10)
 	idleDefault = 30 * time.Second
 )
@@ -124,6 +128,12 @@ type Ack struct {
 	Status string        `json:"status"` // AckPending or AckBound
 	Due    time.Time     `json:"due"`    // when the next update phase is scheduled
 	Epoch  archive.Epoch `json:"epoch"`  // pending: the one to come; bound: the newest of the entries'
+}
+
+// Partial says how many bytes a replica has of a content whose upload was
+// interrupted.
+type Partial struct {
+	Bytes uint64 `json:"bytes"`
 }
 
 // PendingState says whether a name waits for the next update phase. It is a
