@@ -64,7 +64,7 @@ func TestAuditMeanwhile(t *testing.T) {
 	}{
 		{"content after the tree", PartTree, func() { flipByte(t, lastPath, 1) }, PartContent, true},
 		{"content after the contents", PartContent, func() { removeAll(t, lastPath) }, PartContent, false},
-		{"tree row after the tree", PartTree, func() { flipInFile(t, treePath, "a/2000") }, PartTree, true},
+		{"tree row after the tree", PartTree, func() { flipInFile(t, treePath, "a/2001") }, PartTree, true},
 		{"tree gone after the tree", PartTree, func() { removeAll(t, treePath) }, PartTree, true},
 		{"tree cut after the contents", PartContent, func() { must(t, os.Truncate(treePath, 8192)) }, PartTree, false},
 		{"tree row after the contents", PartContent, func() { flipInFile(t, treePath, "a/2900") }, PartTree, false},

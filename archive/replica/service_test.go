@@ -581,7 +581,8 @@ func TestServeLostBuffer(t *testing.T) {
 	c := wire.NewClient(a.Replicas[0].Replica, a.Roster, wire.Options{})
 	defer c.Close()
 	waitFor(t, "service", func() bool { _, err := c.Status(t.Context()); return err == nil })
-	if err := os.RemoveAll(filepath.Join(a.Replicas[0].Dir, storeDir)); err != nil {
+	store := filepath.Join(a.Replicas[0].Dir, storeDir)
+	if err := os.Rename(store, store+".gone"); err != nil { // at once, whatever the service is writing
 		t.Fatal(err)
 	}
 	all := files("b", 1)
