@@ -153,7 +153,7 @@ func proofLies(t testing.TB, v *vault) map[string]lie {
 		"cut":               func(w http.ResponseWriter, _ *http.Request, h []byte) { w.Write(h[:len(h)-1]) },
 		"too long":          func(w http.ResponseWriter, _ *http.Request, h []byte) { w.Write(append(h, 0)) },
 		"one name a page":   func(w http.ResponseWriter, r *http.Request, _ []byte) { oneName(w, r, memory(t, v.pairs)) },
-		"elsewhere":         func(w http.ResponseWriter, r *http.Request, _ []byte) { http.Redirect(w, r, "/v1/status", 302) },
+		"elsewhere":         func(w http.ResponseWriter, r *http.Request, _ []byte) { http.Redirect(w, r, "/v1/status", http.StatusFound) },
 		"error without end": func(w http.ResponseWriter, r *http.Request, h []byte) { w.WriteHeader(500); endless(w, r, h) },
 		"header": func(w http.ResponseWriter, _ *http.Request, h []byte) {
 			w.Header().Set("X", strings.Repeat("x", 1<<20))

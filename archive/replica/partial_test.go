@@ -108,7 +108,7 @@ func TestResumeDamaged(t *testing.T) {
 	b := random(2, minPartial+1)
 	up := archive.SignUpload(a.Writer, a.Roster.ID(), archivetest.ContentOf(b))
 	s.interrupted(t, up, b, 3<<20)
-	n := s.held(t, up)
+	s.held(t, up)
 	path := filepath.Join(r.Dir, "store", partialDir, partialKey{up.Digest, up.Writer}.name())
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -118,7 +118,7 @@ func TestResumeDamaged(t *testing.T) {
 	if _, err := f.WriteAt([]byte{b[100] ^ 1}, 100); err != nil {
 		t.Fatal(err)
 	}
-	n = s.held(t, up)
+	n := s.held(t, up)
 	if err := s.client.ResumeContent(t.Context(), up, n, bytes.NewReader(b[n:])); !errors.Is(err, &wire.Error{Code: wire.CodeUnavailable}) {
 		t.Errorf("damaged: %v", err)
 	}
