@@ -3,6 +3,7 @@ package replica
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -173,5 +174,32 @@ func TestServePendingDamaged(t *testing.T) {
 	}
 	if _, err := s.client.Add(t.Context(), a.Submission(time.Now(), held)); err != nil {
 		t.Errorf("add: %v", err)
+	}
+}
+
+// The trees of all replicas are damaged, each in other places, and in one place
+// all of a page: they bring each other back, since every row is good somewhere.
+func TestAllTreesDamaged(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, names("a", 3000))
+	for i, r := range a.Replicas {
+		path := filepath.Join(r.Dir, storeDir, treeFile)
+		for j := range 4 {
+			flipInFile(t, path, fmt.Sprintf("a/%04d", 103+197*(4*j+i)%2800))
+		}
+	}
+	var all []*served
+	for _, r := range a.Replicas {
+		all = append(all, startService(t, a, r))
+	}
+	for _, s := range all {
+		waitFor(t, fmt.Sprintf("the tree of replica %d", s.ID), func() bool {
+			st, err := s.client.Status(t.Context())
+			return err == nil && !st.Damaged && st.Note == ""
+		})
+		s.stop()
+		if report, st := audit(t, a, s.Replica, false); report.Damaged > 0 {
+			t.Errorf("replica %d: %+v\n%s", s.ID, report, st)
+		}
 	}
 }

@@ -107,7 +107,7 @@ func FuzzPage(f *testing.F) {
 		}
 		peer := &peerOf{proof: proof}
 		r := &treeRepair{store: store, rec: rec, log: slog.New(slog.DiscardHandler), timeout: time.Minute}
-		pairs, next, err := r.pageOf(t.Context(), peer, from, to)
+		pairs, next, err := r.pageOf(t.Context(), peer, from, to, pageLimit)
 		if err != nil {
 			return
 		}

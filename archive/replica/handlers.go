@@ -124,7 +124,7 @@ func (p *peerHandler) proof(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer leave()
-	lent, release, err := p.trees.Lend()
+	lent, release, err := p.lendFor(query)
 	if err != nil {
 		return err
 	}
@@ -140,6 +140,17 @@ func (p *peerHandler) proof(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Length", strconv.Itoa(len(proof)))
 	w.Write(proof) // the peer may be gone
 	return nil
+}
+
+// lendFor borrows the tree. For a page of names, which a repair may need, one
+// that is damaged will do: what of it cannot be proven is not sent.
+func (p *peerHandler) lendFor(q query) (*Lent, func(), error) {
+	lent, release, err := p.trees.Lend()
+	o, ok := p.trees.(interface{ LendRemains() (*Lent, func(), error) })
+	if ok && q.name == nil && errors.Is(err, errTreeDamaged) {
+		return o.LendRemains()
+	}
+	return lent, release, err
 }
 
 // damaged tells the owner of the tree, if he wants to know, and the peer.

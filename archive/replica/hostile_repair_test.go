@@ -135,25 +135,27 @@ func proofLies(t testing.TB, v *vault) map[string]lie {
 	count := bytes.Clone(other.ProveRange(nil, nil, 100))
 	binary.BigEndian.PutUint64(count, 1<<63)
 	return map[string]lie{
-		"count":             flipAt(func(int) int { return 3 }),
-		"first item":        flipAt(func(int) int { return 8 }),
-		"name":              flipAt(func(n int) int { return n / 2 }),
-		"last digest":       flipAt(func(n int) int { return n - 1 }),
-		"nothing":           says(nil),
-		"noise":             says(bytes.Repeat([]byte{1}, 4096)),
-		"deep":              says(append(make([]byte, 8), bytes.Repeat([]byte{1}, 1<<20)...)),
-		"another tree":      says(other.ProveRange(nil, nil, 4096)),
-		"the empty tree":    says(new(tree.Memory).ProveRange(nil, nil, 1)),
-		"huge count":        says(count),
-		"the same page":     again(),
-		"half":              half,
-		"endless":           endless,
-		"drip":              drip,
-		"stall":             stall,
-		"cut":               func(w http.ResponseWriter, _ *http.Request, h []byte) { w.Write(h[:len(h)-1]) },
-		"too long":          func(w http.ResponseWriter, _ *http.Request, h []byte) { w.Write(append(h, 0)) },
-		"one name a page":   func(w http.ResponseWriter, r *http.Request, _ []byte) { oneName(w, r, memory(t, v.pairs)) },
-		"elsewhere":         func(w http.ResponseWriter, r *http.Request, _ []byte) { http.Redirect(w, r, "/v1/status", http.StatusFound) },
+		"count":           flipAt(func(int) int { return 3 }),
+		"first item":      flipAt(func(int) int { return 8 }),
+		"name":            flipAt(func(n int) int { return n / 2 }),
+		"last digest":     flipAt(func(n int) int { return n - 1 }),
+		"nothing":         says(nil),
+		"noise":           says(bytes.Repeat([]byte{1}, 4096)),
+		"deep":            says(append(make([]byte, 8), bytes.Repeat([]byte{1}, 1<<20)...)),
+		"another tree":    says(other.ProveRange(nil, nil, 4096)),
+		"the empty tree":  says(new(tree.Memory).ProveRange(nil, nil, 1)),
+		"huge count":      says(count),
+		"the same page":   again(),
+		"half":            half,
+		"endless":         endless,
+		"drip":            drip,
+		"stall":           stall,
+		"cut":             func(w http.ResponseWriter, _ *http.Request, h []byte) { w.Write(h[:len(h)-1]) },
+		"too long":        func(w http.ResponseWriter, _ *http.Request, h []byte) { w.Write(append(h, 0)) },
+		"one name a page": func(w http.ResponseWriter, r *http.Request, _ []byte) { oneName(w, r, memory(t, v.pairs)) },
+		"elsewhere": func(w http.ResponseWriter, r *http.Request, _ []byte) {
+			http.Redirect(w, r, "/v1/status", http.StatusFound)
+		},
 		"error without end": func(w http.ResponseWriter, r *http.Request, h []byte) { w.WriteHeader(500); endless(w, r, h) },
 		"header": func(w http.ResponseWriter, _ *http.Request, h []byte) {
 			w.Header().Set("X", strings.Repeat("x", 1<<20))
@@ -399,7 +401,7 @@ func FuzzRepairPage(f *testing.F) {
 	f.Fuzz(func(t *testing.T, proof []byte) {
 		src := pages(func(context.Context, archive.Digest, []byte, []byte, int) (tree.Proof, error) { return proof, nil })
 		r := &treeRepair{store: store, rec: rec, log: quiet(), timeout: time.Minute}
-		got, next, err := r.pageOf(t.Context(), src, from, nil)
+		got, next, err := r.pageOf(t.Context(), src, from, nil, pageLimit)
 		if err != nil {
 			return
 		}

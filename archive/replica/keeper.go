@@ -96,11 +96,31 @@ func (s *service) restore(ctx context.Context) error {
 	}
 	s.shelf.withdraw(errTreeDamaged)
 	s.Log.Warn("the tree is damaged; repairing it from peers", "because", err)
+	s.lendRemains(rec, cert)
 	if err := RepairTree(ctx, s.store, rec, treeSources(s.sources()), s.Log); err != nil {
 		return err
 	}
-	return s.openChecked(ctx, rec, cert)
+	if err := s.openChecked(ctx, rec, cert); err != nil {
+		return err
+	}
+	s.remains.withdraw(errTreeDamaged)
+	return nil
 }
+
+// lendRemains gives peers what can still be proven of a damaged tree: theirs may
+// be damaged too, but elsewhere.
+func (s *service) lendRemains(rec archive.EpochRecord, cert archive.Certificate) {
+	t, err := s.store.OpenTree(true)
+	if err != nil {
+		s.remains.withdraw(errTreeDamaged)
+		return
+	}
+	s.remains.put(t, rec, cert)
+}
+
+// LendRemains lends the damaged tree, if there is one. Nothing of it is right
+// unless it is proven.
+func (s *service) LendRemains() (*Lent, func(), error) { return s.remains.Lend() }
 
 // errRenew ends a service process whose pending buffer is damaged.
 var errRenew = fmt.Errorf("pending: %w: the service starts anew, with what can be read of it", ErrDamaged)

@@ -39,6 +39,7 @@ type service struct {
 	pending   *Pending
 	peers     []*wire.Client
 	shelf     shelf
+	remains   shelf // the tree while it is damaged
 
 	answers, uploads, adds, asks chan struct{} // places for requests
 	batches                      chan []byte   // likewise, each with its buffer
@@ -97,6 +98,7 @@ func newService(ctx context.Context, c Config) (*service, error) {
 		s.batches <- nil
 	}
 	s.shelf.withdraw(s.whyNone())
+	s.remains.withdraw(errTreeDamaged)
 	if pending.damage != nil {
 		s.Log.Warn("the pending buffer was damaged; kept what could be read of it", "names", pending.Total().Names, "because", pending.damage)
 	}
@@ -119,6 +121,7 @@ func (s *service) whyNone() error {
 
 func (s *service) close() {
 	s.shelf.withdraw(errEnded)
+	s.remains.withdraw(errEnded)
 	closeAll(s.peers)
 	if err := s.store.Close(); err != nil {
 		s.Log.Error("close store", "error", err)

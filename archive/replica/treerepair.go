@@ -420,35 +420,54 @@ func (f *fetch) next() iter.Seq2[tree.Pair, error] {
 	}
 }
 
-// page returns a page from a source that gives a right one in time, and drops
-// those that do not. The sources take turns.
+// page returns a page from a source that gives a right one in time. One that is
+// damaged at all of them is asked for in smaller pieces: each may be whole at
+// one.
 func (r *treeRepair) page(ctx context.Context, from, to []byte) ([]tree.Pair, []byte, error) {
-	for {
-		i, ok := r.source()
-		if !ok {
-			return nil, nil, fmt.Errorf("tree: %w", errNoSource)
+	for limit := pageLimit; ; limit /= 8 {
+		pairs, next, err := r.pageOfAny(ctx, from, to, limit)
+		if limit < 8 || !errors.Is(err, errDamagedThere) {
+			return pairs, next, err
 		}
-		pairs, next, err := r.pageOf(ctx, r.sources[i], from, to)
-		if err == nil {
+	}
+}
+
+// errDamagedThere says that a page is damaged at every source that is left.
+var errDamagedThere = errors.New("damaged at all peers")
+
+// pageOfAny is page for at most limit names. The sources take turns, and those
+// that fail are dropped; one that says that it is damaged has other pages.
+func (r *treeRepair) pageOfAny(ctx context.Context, from, to []byte, limit int) ([]tree.Pair, []byte, error) {
+	tried, none := make([]bool, len(r.sources)), errNoSource
+	for {
+		i, ok := r.source(tried)
+		if !ok {
+			return nil, nil, fmt.Errorf("tree: %w", none)
+		}
+		pairs, next, err := r.pageOf(ctx, r.sources[i], from, to, limit)
+		switch {
+		case err == nil:
 			r.fetched.Add(uint64(len(pairs)))
 			return pairs, next, nil
-		}
-		if ctx.Err() != nil {
+		case ctx.Err() != nil:
 			return nil, nil, ctx.Err()
+		case errors.Is(err, &wire.Error{Code: wire.CodeDamaged}):
+			tried[i], none = true, errDamagedThere
+			continue
 		}
 		r.log.Warn("drop a source of the tree", "because", err)
 		r.drop(i)
 	}
 }
 
-// source is the source whose turn it is.
-func (r *treeRepair) source() (i int, ok bool) {
+// source is the source whose turn it is, of those that were not tried.
+func (r *treeRepair) source(tried []bool) (i int, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for range r.sources {
 		i = r.turn % len(r.sources)
 		r.turn++
-		if !r.dropped[i] {
+		if !r.dropped[i] && !tried[i] {
 			return i, true
 		}
 	}
@@ -464,14 +483,14 @@ func (r *treeRepair) drop(i int) {
 // pageOf returns a page from one source. A source that has come further gives a
 // page of its newer tree, which must be certified, and from which what was bound
 // later is left out: nothing is ever changed or removed.
-func (r *treeRepair) pageOf(ctx context.Context, src TreeSource, from, to []byte) ([]tree.Pair, []byte, error) {
+func (r *treeRepair) pageOf(ctx context.Context, src TreeSource, from, to []byte, limit int) ([]tree.Pair, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	rec := r.rec
-	proof, err := src.ProofRange(ctx, rec.Head(), from, to, pageLimit)
+	proof, err := src.ProofRange(ctx, rec.Head(), from, to, limit)
 	if newer, ok := newerRecord(r.store.Roster(), rec, err); ok {
 		rec = newer
-		proof, err = src.ProofRange(ctx, rec.Head(), from, to, pageLimit)
+		proof, err = src.ProofRange(ctx, rec.Head(), from, to, limit)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -484,7 +503,7 @@ func (r *treeRepair) pageOf(ctx context.Context, src TreeSource, from, to []byte
 	if err != nil {
 		return nil, nil, err
 	}
-	if next != nil && (len(pairs) < pageLeast || bytes.Compare(next, from) <= 0) {
+	if next != nil && (len(pairs) < min(pageLeast, limit) || bytes.Compare(next, from) <= 0) {
 		return nil, nil, fmt.Errorf("%w: page of %d names", wire.ErrSlow, len(pairs))
 	}
 	pairs, err = boundBy(pairs, r.rec.Epoch)
