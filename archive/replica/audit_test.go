@@ -200,7 +200,7 @@ func TestAuditRepair(t *testing.T) {
 			removeAll(t, pack(r))
 			os.Mkdir(archivetest.PackPath(r.Dir), 0o700)
 		}, PartContent, 60},
-		{"tree row", func(r *archivetest.Replica) { flipInFile(t, store(r, "tree.db"), "b/0007") }, PartTree, 1},
+		{"tree row", func(r *archivetest.Replica) { flipRow(t, store(r, "tree.db"), "b/0007") }, PartTree, 1},
 		{"tree cut", func(r *archivetest.Replica) { os.Truncate(store(r, "tree.db"), 8192) }, PartTree, 1},
 		{"tree missing", func(r *archivetest.Replica) { removeAll(t, store(r, "tree.db")) }, PartTree, 1},
 		{"tree garbage", func(r *archivetest.Replica) {
@@ -250,7 +250,7 @@ func TestAuditBesideDamage(t *testing.T) {
 	all["zzz"] = []byte("last")
 	a.Certify(t, all)
 	r := a.Replicas[0]
-	flipInFile(t, filepath.Join(r.Dir, storeDir, treeFile), "a/0003")
+	flipRow(t, filepath.Join(r.Dir, storeDir, treeFile), "a/0003")
 	removeAll(t, archivetest.ContentPath(r.Dir, archivetest.ContentOf([]byte("last")).Digest))
 	report, st := audit(t, a, r, false)
 	if report.Damaged != 2 || st.count(EventDamage, PartTree) != 1 || st.count(EventDamage, PartContent) != 1 {
@@ -320,7 +320,7 @@ func TestServeRepairsItself(t *testing.T) {
 	waitFor(t, "the tree", func() bool { return found("a/0023") })
 	waitFor(t, "the contents", func() bool { return allHeld(s, a) })
 
-	flipInFile(t, filepath.Join(r.Dir, "store", "tree.db"), "a/0080")
+	flipRow(t, filepath.Join(r.Dir, "store", "tree.db"), "a/0080")
 	waitFor(t, "damage to show and to be repaired", func() bool { return found("a/0080") && found("a/0081") })
 	flipInFile(t, archivetest.PackPath(r.Dir), "content of a/0002")
 	st := new(story)
@@ -505,7 +505,7 @@ func TestRepairTreeCost(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tr.Close()
-	flipInFile(t, store.TreePath(), "a/4000")
+	flipRow(t, store.TreePath(), "a/4000")
 	var bytes int
 	src := pages(func(_ context.Context, _ archive.Digest, from, to []byte, limit int) (tree.Proof, error) {
 		p, err := tr.ProveRange(from, to, limit)

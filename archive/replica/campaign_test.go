@@ -32,10 +32,12 @@ import (
 )
 
 var (
-	trials = flag.Int("trials", 12, "how often TestCampaign damages a store")
+	trials = flag.Int("trials", trialsUnlessTold, "how often TestCampaign damages a store")
 	seed   = flag.Uint64("seed", 1, "of the random choices of TestCampaign")
 	only   = flag.Int("only", -1, "the one trial of TestCampaign to run")
 )
+
+var trialsUnlessTold = len(archivetest.Thinned(make([]struct{}, 12)))
 
 // Files of one replica's store are damaged, at random, while the replica is
 // down or while it serves. Damage to live data, which is whatever makes the
