@@ -27,9 +27,9 @@ const (
 	// that an update phase must be able to write.
 	Headroom = 8 << 20
 
-	// copySize is a multiple of hole: a reader that gives less at a time must
+	// copySize is a multiple of disk.Hole: a reader that gives less at a time must
 	// not hide the zeros.
-	copySize = 4 * hole
+	copySize = 4 * disk.Hole
 
 	plainDir = "content"
 	packsDir = "packs"
@@ -262,14 +262,14 @@ func (s *Store) putPlain(d archive.Digest, size int64, r io.Reader) (c archive.C
 	}
 	defer left.release()
 	err = s.root.Put(s.PlainPath(d), func(f *os.File) error {
-		w := &sparseWriter{f: f, left: left}
+		w := disk.NewSparseWriter(f, 0, left.wrote)
 		if c, err = copyHashed(w, r); err != nil {
 			return err
 		}
 		if c.Digest != d || int64(c.Size) != size {
 			return fmt.Errorf("%w: got %d bytes with digest %s, want %d", archive.ErrIntegrity, c.Size, c.Digest, size)
 		}
-		return w.end()
+		return w.End()
 	})
 	return c, err
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/disk"
 )
 
 // block is what everything in a tar file is a multiple of.
@@ -95,8 +96,5 @@ func (m member) headed(b []byte) bool {
 // padding, with the bytes that its name promises.
 func (m member) whole(b []byte) bool {
 	return int64(len(b)) == span(m.size) && m.headed(b) &&
-		sha256.Sum256(b[block:block+m.size]) == m.digest && zero(b[block+m.size:])
+		sha256.Sum256(b[block:block+m.size]) == m.digest && disk.Zero(b[block+m.size:])
 }
-
-// zero reports whether b is all zeros.
-func zero(b []byte) bool { return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1]) }

@@ -2,7 +2,6 @@ package content
 
 import (
 	"fmt"
-	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -51,30 +50,3 @@ func (s *share) wrote(n int64) {
 }
 
 func (s *share) release() { s.wrote(s.left) }
-
-// hole is the stride in which zeros are left out of files.
-const hole = 64 << 10
-
-// sparseWriter writes a file from its start, and leaves holes where all is zero.
-type sparseWriter struct {
-	f    *os.File
-	left *share
-	at   int64
-}
-
-func (w *sparseWriter) Write(p []byte) (n int, err error) {
-	for len(p) > 0 {
-		part := p[:min(int64(len(p)), hole-w.at%hole)]
-		if len(part) < hole || !zero(part) {
-			if _, err := w.f.WriteAt(part, w.at); err != nil {
-				return n, err
-			}
-		}
-		w.left.wrote(int64(len(part)))
-		w.at, n, p = w.at+int64(len(part)), n+len(part), p[len(part):]
-	}
-	return n, nil
-}
-
-// end gives the file its length.
-func (w *sparseWriter) end() error { return w.f.Truncate(w.at) }

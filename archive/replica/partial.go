@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/disk"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 )
 
@@ -29,9 +29,6 @@ const (
 	// newest; partialAge is for how long.
 	maxPartials = 16
 	partialAge  = 7 * 24 * time.Hour
-	// flushed is after how many bytes they are sent to the disk, so that the
-	// last fsync has little left to do.
-	flushed = 8 << 20
 	// busyTime is how long an upload waits for one of the same content to end:
 	// the other may be that of a client that is gone.
 	busyTime = 3 * time.Second
@@ -252,16 +249,13 @@ func (in *incoming) take(ctx context.Context, body io.Reader) (c archive.Content
 		return c, full(err)
 	}
 	h := archive.NewContentHasher()
-	w := &sparseWriter{f: in.f, at: int64(in.from)}
-	if _, err := in.f.Seek(w.at, io.SeekStart); err != nil {
-		return c, err
-	}
+	w := disk.NewSparseWriter(in.f, int64(in.from), nil)
 	var to io.Writer = w
 	if in.from == 0 {
 		to = io.MultiWriter(w, h)
 	}
 	err = in.copy(ctx, to, body)
-	if err := errors.Join(err, w.end()); err != nil {
+	if err := errors.Join(err, w.End()); err != nil {
 		return c, full(err)
 	}
 	if in.from == 0 {
@@ -330,44 +324,4 @@ func (in *incoming) left(err error) uint64 {
 		return 0
 	}
 	return uint64(fi.Size())
-}
-
-// sparseWriter writes a file, leaves holes where blocks are all zeros, and has
-// the disk write while the rest is still to come.
-type sparseWriter struct {
-	f       *os.File
-	at      int64 // end of what was written
-	flushed int64 // up to where the disk was told to write
-}
-
-const sparseBlock = 64 << 10
-
-var zeroBlock [sparseBlock]byte
-
-func (w *sparseWriter) Write(p []byte) (int, error) {
-	for done := 0; done < len(p); {
-		n := min(len(p)-done, sparseBlock-int(w.at%sparseBlock))
-		part := p[done : done+n]
-		if n < sparseBlock || !bytes.Equal(part, zeroBlock[:]) {
-			if _, err := w.f.WriteAt(part, w.at); err != nil {
-				return done, err
-			}
-		}
-		done, w.at = done+n, w.at+int64(n)
-	}
-	if w.at-w.flushed >= flushed {
-		unix.SyncFileRange(int(w.f.Fd()), w.flushed, w.at-w.flushed, unix.SYNC_FILE_RANGE_WRITE)
-		w.flushed = w.at
-		return len(p), w.end()
-	}
-	return len(p), nil
-}
-
-// end makes the file as long as what was written, where that ends in a hole.
-func (w *sparseWriter) end() error {
-	fi, err := w.f.Stat()
-	if err == nil && fi.Size() < w.at {
-		err = w.f.Truncate(w.at)
-	}
-	return err
 }
