@@ -52,13 +52,17 @@ type peerHandler struct {
 	trees  Trees
 	log    *slog.Logger
 	proofs chan struct{} // places for proofs
+	files  chan struct{} // and for whole trees
 	lists  *blockLists
 }
 
-const maxProofs = 64
+const (
+	maxProofs = 64
+	maxFiles  = 4
+)
 
 func newPeerHandler(store *Store, trees Trees, log *slog.Logger) *peerHandler {
-	return &peerHandler{store: store, trees: trees, log: log, proofs: make(chan struct{}, maxProofs), lists: newBlockLists()}
+	return &peerHandler{store: store, trees: trees, log: log, proofs: make(chan struct{}, maxProofs), files: make(chan struct{}, maxFiles), lists: newBlockLists()}
 }
 
 // requestTime bounds how long a request without a content may take to arrive,

@@ -42,6 +42,7 @@ type vault struct {
 	sent    *atomic.Int64 // bytes of bodies
 	whole   string        // the path of a good file
 	timeout time.Duration // of a page; 0: a long one
+	files   bool          // sources serve their whole file
 }
 
 // entryPair is the i-th pair of a vault, bound in the given epoch.
@@ -71,7 +72,7 @@ func inOrder(ps []tree.Pair) iter.Seq2[tree.Pair, error] {
 
 // newVault makes a tree of the pairs, which n replicas serve. Its record is not
 // certified: who repairs has verified it before.
-func newVault(t testing.TB, n int, ps []tree.Pair, e archive.Epoch) *vault {
+func newVault(t testing.TB, n int, ps []tree.Pair, e archive.Epoch, edit ...func(*vault)) *vault {
 	t.Helper()
 	a := archivetest.NewRoster(t, 4)
 	v := &vault{Archive: a, store: openStore(t, a, a.Replicas[0]), pairs: ps, sent: new(atomic.Int64)}
@@ -82,11 +83,17 @@ func newVault(t testing.TB, n int, ps []tree.Pair, e archive.Epoch) *vault {
 	}
 	v.rec = archive.Genesis(a.Roster)
 	v.rec.Epoch, v.rec.Root, v.rec.Names = e, root, count
+	for _, f := range edit {
+		f(v)
+	}
 	for _, r := range a.Replicas[1 : n+1] {
 		v.serve(t, r)
 	}
 	return v
 }
+
+// withFiles has the replicas serve the whole file too, as a service process does.
+func withFiles(v *vault) { v.files = true }
 
 // serve has r serve the tree.
 func (v *vault) serve(t testing.TB, r *archivetest.Replica) {
@@ -103,7 +110,14 @@ func (v *vault) serveAs(t testing.TB, r *archivetest.Replica, as func(http.Handl
 	trees := new(shelf)
 	trees.put(tr, v.rec, archive.Certificate{})
 	t.Cleanup(func() { trees.withdraw(nil) })
-	v.listen(t, r, as(PeerHandler(openStore(t, v.Archive, r), trees, quiet())))
+	store := openStore(t, v.Archive, r)
+	mux := http.NewServeMux()
+	mux.Handle("/", PeerHandler(store, trees, quiet()))
+	if v.files {
+		p := newPeerHandler(store, trees, quiet())
+		mux.HandleFunc("GET "+wire.PathTree, p.replying(p.treeFile))
+	}
+	v.listen(t, r, as(mux))
 }
 
 // listen makes a source of h, as replica r.
@@ -214,7 +228,7 @@ func spread(at []int64, percent int) (out []int64) {
 //
 //	go test ./archive/replica -run xxx -bench RepairTree -benchtime 3x -names 1000000
 func BenchmarkRepairTree(b *testing.B) {
-	v := newVault(b, 3, entryPairs(0, *benchNames, 1), 1)
+	v := newVault(b, 3, entryPairs(0, *benchNames, 1), 1, withFiles)
 	pages := rowPages(b, v.whole)
 	v.pairs = nil // the collector would go through them again and again
 	for _, c := range []struct {

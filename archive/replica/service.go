@@ -208,6 +208,7 @@ func (s *service) handler() http.Handler {
 	p := newPeerHandler(s.store, s, s.Log)
 	mux := http.NewServeMux()
 	mux.Handle("/", PeerHandler(s.store, s, s.Log))
+	mux.HandleFunc("GET "+wire.PathTree, p.replying(p.treeFile))
 	mux.HandleFunc("POST "+wire.PathAnswer, p.replying(s.answer))
 	mux.HandleFunc("PUT "+wire.PathContent+"{digest}", p.replying(s.putContent))
 	mux.HandleFunc("GET "+wire.PathPartial+"{digest}", p.replying(s.partial))

@@ -38,7 +38,8 @@ const (
 // RepairTree makes store's tree that of rec, which the caller has verified. What
 // the old file still holds it keeps, as far as that fits the root; all else it
 // takes from the sources in pages of proven ranges, each checked before it is
-// used. A source that lies, fails or is slow is dropped and another takes over.
+// used. Where nothing is left it takes a source's whole file, which must be sound
+// in every page. A source that lies, fails or is slow is dropped and another takes over.
 // Sources may be ahead of rec. The new file takes the place of the old one when
 // its root is right, and only then; whoever has the old one open must open it
 // again.
@@ -90,6 +91,11 @@ func (r *treeRepair) run(ctx context.Context) error {
 		}
 		r.log.Info("the tree must be repaired another way", "because", err)
 	}
+	err := r.adoptAny(ctx)
+	if err == nil || ctx.Err() != nil || errors.Is(err, ErrFull) {
+		return err
+	}
+	r.log.Info("the tree must be taken page by page", "because", err)
 	return r.build(ctx, r.whole)
 }
 

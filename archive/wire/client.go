@@ -57,7 +57,7 @@ func NewClient(m archive.Replica, r *archive.Roster, o Options) *Client {
 				DisableCompression:     true,
 				MaxResponseHeaderBytes: 16 << 10,
 				IdleConnTimeout:        time.Minute,
-				HTTP2:                  &http.HTTP2Config{SendPingTimeout: o.Timeout, PingTimeout: o.Timeout},
+				HTTP2:                  &http.HTTP2Config{SendPingTimeout: o.Timeout, PingTimeout: o.Timeout, MaxReadFrameSize: 256 << 10},
 			},
 		},
 	}
