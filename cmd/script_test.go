@@ -112,7 +112,7 @@ func scriptCondition(cond string) (bool, error) {
 const scriptsLimit = 8 * time.Minute
 
 // scriptLimit is how long a script waits for anything.
-const scriptLimit = 45 * time.Second
+const scriptLimit = 2 * time.Minute
 
 // await EPOCH N CONFIG waits until N replicas attest that epoch or a later one.
 func await(ts *testscript.TestScript, neg bool, args []string) {
