@@ -70,11 +70,13 @@ func setupScript(env *testscript.Env, bin string) error {
 	return nil
 }
 
-// ports hands out blocks of ports below the range that outgoing connections
-// use.
-var ports = &portBlocks{next: 10_000 + 20*rand.IntN(500)}
+// ports hands out blocks of ports of this package's range (archivetest.Ports).
+var ports = &portBlocks{next: firstPort + portBlock*rand.IntN(100)}
 
-const portBlock = 20
+const (
+	portBlock           = 20
+	firstPort, lastPort = 25_000, 27_480 // of blocks
+)
 
 type portBlocks struct {
 	mu   sync.Mutex
@@ -87,8 +89,8 @@ func (b *portBlocks) take() int {
 	for {
 		at := b.next
 		b.next += portBlock
-		if b.next > 30_000 {
-			b.next = 10_000
+		if b.next > lastPort {
+			b.next = firstPort
 		}
 		if portsFree(trialHost, at, portBlock) {
 			return at

@@ -14,12 +14,12 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -121,15 +121,16 @@ func testKey(n uint32) ed25519.PrivateKey {
 
 func testPublic(n uint32) ed25519.PublicKey { return testKey(n).Public().(ed25519.PublicKey) }
 
-// freeAddresses probes for n ports outside the range from which the system
-// itself picks, so that no client connection takes one in between.
+// freeAddresses probes for n ports of the range of this package's tests
+// (archivetest.Ports), and goes round in it: the ports of a member that is down are
+// free to see and wanted again.
 func freeAddresses(t testing.TB, n int) (out []string) {
 	t.Helper()
 	for tries := 0; len(out) < n; tries++ {
-		if tries > 10000 {
+		if tries > 2500 {
 			t.Fatal("no free ports")
 		}
-		addr := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000))
+		addr := fmt.Sprintf("127.0.0.1:%d", 27_500+nextPort.Add(1)%2500)
 		if l, err := net.Listen("tcp", addr); err == nil {
 			l.Close()
 			out = append(out, addr)
@@ -137,6 +138,8 @@ func freeAddresses(t testing.TB, n int) (out []string) {
 	}
 	return out
 }
+
+var nextPort atomic.Uint32
 
 // cluster is a set of member processes of one instance.
 type cluster struct {

@@ -12,11 +12,9 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -111,33 +109,10 @@ func newKey(t testing.TB) ed25519.PrivateKey {
 	return key
 }
 
-var ports struct {
-	sync.Mutex
-	next int
-}
-
-// FreeAddress returns a loopback address that nobody listens on, outside the
-// range from which the system takes the ports of outgoing connections.
+// FreeAddress returns a loopback address that nobody listens on: see Ports.
 func FreeAddress(t testing.TB) string {
 	t.Helper()
-	const first, last = 10_000, 32_000
-	ports.Lock()
-	defer ports.Unlock()
-	if ports.next == 0 {
-		ports.next = first + os.Getpid()*97%(last-first)
-	}
-	for range last - first {
-		if ports.next++; ports.next > last {
-			ports.next = first
-		}
-		addr := fmt.Sprintf("127.0.0.1:%d", ports.next)
-		if l, err := net.Listen("tcp", addr); err == nil {
-			l.Close()
-			return addr
-		}
-	}
-	t.Fatal("no free port")
-	return ""
+	return fmt.Sprintf("127.0.0.1:%d", Ports(t, 1))
 }
 
 // Submission returns the writer's signed submission that binds each name to

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -189,19 +190,48 @@ func Cmdline(pid int) []string {
 	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
 }
 
-// Ports returns the first of n free consecutive loopback ports, outside the
-// range from which the kernel picks ports for outgoing connections.
+// Ports returns the first of n free consecutive loopback ports. Those of a
+// replica that is down are free to see and wanted again: so each package's tests,
+// which run beside those of others, have a range of their own, below that from
+// which the kernel picks ports for outgoing connections, and go round in it.
 func Ports(t testing.TB, n int) int {
 	t.Helper()
-	start := 10000 + (os.Getpid()*37+int(time.Now().UnixNano()/1000))%18000
-	for try := range 200 {
-		first := 10000 + (start-10000+try*(n+3))%18000
+	ports.Lock()
+	defer ports.Unlock()
+	least, end := portRange()
+	if ports.next == 0 {
+		ports.next = least + os.Getpid()%portsEach
+	}
+	for range portsEach {
+		first := ports.next
+		if ports.next += n; ports.next > end {
+			ports.next = least
+			continue
+		}
 		if free(first, n) {
 			return first
 		}
 	}
 	t.Fatal("no free ports")
 	return 0
+}
+
+var ports struct {
+	sync.Mutex
+	next int
+}
+
+// portsEach is how many ports the tests of a package have. Those of cmd have
+// 25,000 to 27,499, those of consensus the ones from there to 29,999.
+const portsEach = 2500
+
+// portRange returns the first port of this test binary, and the one after the
+// last.
+func portRange() (least, end int) {
+	name := strings.TrimSuffix(filepath.Base(os.Args[0]), ".test")
+	i := 1 + slices.Index([]string{"archivetest", "replica", "client", "wire", "content"}, name)
+	least = 10_000 + i*portsEach
+	return least, least + portsEach
 }
 
 func free(first, n int) bool {
