@@ -47,7 +47,7 @@ func TestScript(t *testing.T) {
 		Condition:           scriptCondition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await": await, "status": expectStatus, "flip": flipByte, "pid": pidOf, "signal": signalPid, "field": field, "interrupt": interrupt,
-			"eventually": eventually, "keep": keepState, "rollback": rollBackState,
+			"eventually": eventually, "appears": appears, "keep": keepState, "rollback": rollBackState,
 		},
 	})
 }
@@ -187,6 +187,20 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("bonafide %v: exit status %d, want %s", args[1:], got, args[0])
+}
+
+// appears FILE TEXT waits until a file holds a text: a program in the background
+// has come so far.
+func appears(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: appears FILE TEXT")
+	}
+	for end := time.Now().Add(scriptLimit); time.Now().Before(end); <-time.After(50 * time.Millisecond) {
+		if b, err := os.ReadFile(ts.MkAbs(args[0])); err == nil && strings.Contains(string(b), args[1]) {
+			return
+		}
+	}
+	ts.Fatalf("no %s in %s", args[1], args[0])
 }
 
 func statusOfRun(ts *testscript.TestScript, args []string) int {
