@@ -63,8 +63,7 @@ func DefaultLimits() Limits {
 }
 
 // TrialLimits are those of a trial on one machine whose phases are period
-// apart: a phase of at most 20 s, less when the period asks for it, and a minute
-// when that is an hour or more.
+// apart: a phase of at most 20 s, and less when the period asks for it.
 func TrialLimits(period time.Duration) Limits {
 	phase := min(20*time.Second, period*4/5)
 	l := DefaultLimits()
@@ -72,9 +71,6 @@ func TrialLimits(period time.Duration) Limits {
 	l.Grace, l.Linger = Duration(phase/20), Duration(phase/4)
 	l.Propose, l.ProposeDelta = Duration(phase/10), Duration(phase/20)
 	l.Vote, l.VoteDelta = Duration(phase/20), Duration(phase/40)
-	if period >= time.Hour { // a failed phase then costs more than one that waits for a slow disk
-		l.Phase = Duration(time.Minute)
-	}
 	return l
 }
 
