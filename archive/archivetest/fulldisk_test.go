@@ -31,7 +31,7 @@ func TestFullDisk(t *testing.T) {
 	if err := os.RemoveAll(small); err != nil {
 		t.Fatal(err)
 	}
-	mountSmall(t, small, 24<<20)
+	archivetest.SmallDisk(t, small, 24<<20)
 	c.start(4)
 	archivetest.Eventually(t, 90*time.Second, "replica 4 has its store back", func() bool {
 		st, err := c.status(4)
@@ -140,18 +140,6 @@ func (c *cluster) auditRepairs(id uint32) {
 		return status == 0
 	})
 	c.auditClean(id)
-}
-
-// mountSmall puts a small disk of its own at dir.
-func mountSmall(t *testing.T, dir string, size int) {
-	t.Helper()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("bonafide-test", dir, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0700", size)); err != nil {
-		t.Skipf("no small disk can be mounted here: %v", err)
-	}
-	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 }
 
 // fill takes the room of a disk, but for half a megabyte, with a file that it

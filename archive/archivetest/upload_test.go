@@ -221,7 +221,7 @@ func TestAddBesideRestic(t *testing.T) {
 		t.Skip("takes minutes: -args -restic 3")
 	}
 	if _, err := exec.LookPath("restic"); err != nil {
-		t.Skip("no restic here")
+		t.Fatal("no restic to add beside (apt install restic)")
 	}
 	for _, corpus := range []struct {
 		name     string

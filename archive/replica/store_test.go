@@ -70,10 +70,7 @@ func (torn) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 func TestFullDisk(t *testing.T) {
 	a := archivetest.NewRoster(t, 4)
 	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=12m"); err != nil {
-		t.Skipf("no small disk to fill: mount: %v", err)
-	}
-	defer unix.Unmount(dir, unix.MNT_DETACH)
+	archivetest.SmallDisk(t, dir, 12<<20)
 	s, err := OpenStore(dir, a.Roster)
 	if err != nil {
 		t.Fatal(err)
