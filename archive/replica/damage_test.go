@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,11 +51,13 @@ func TestAuditMeanwhile(t *testing.T) {
 	all := names("a", 3000)
 	last := bytes.Repeat([]byte("last"), 20_000) // a file of its own
 	all["zzz"] = last
+	maps.Copy(all, files("z", 600)) // more than are checked between two tellings
 	a.Certify(t, all)
 	startService(t, a, a.Replicas[1])
 	r := a.Replicas[0]
 	treePath := filepath.Join(r.Dir, storeDir, treeFile)
 	lastPath := archivetest.ContentPath(r.Dir, archivetest.ContentOf(last).Digest)
+	ahead := farthest(r.Dir, all)
 	record := filepath.Join(r.Dir, storeDir, historyDir, "00000000000000000001"+recordSuffix)
 	tests := []struct {
 		name   string
@@ -64,6 +67,8 @@ func TestAuditMeanwhile(t *testing.T) {
 		found  bool // by this audit already
 	}{
 		{"content after the tree", PartTree, func() { flipByte(t, lastPath, 1) }, PartContent, true},
+		{"content ahead among contents", PartContent, func() { removeAll(t, ahead[0]) }, PartContent, true},
+		{"tree and content among contents", PartContent, func() { removeAll(t, ahead[1]); removeAll(t, treePath) }, PartTree, true},
 		{"content after the contents", PartContent, func() { removeAll(t, lastPath) }, PartContent, false},
 		{"tree row after the tree", PartTree, func() { flipRow(t, treePath, "a/2000") }, PartTree, true},
 		{"tree gone after the tree", PartTree, func() { removeAll(t, treePath) }, PartTree, true},
@@ -76,7 +81,7 @@ func TestAuditMeanwhile(t *testing.T) {
 			st := new(story)
 			damage := sync.OnceFunc(tt.damage)
 			report, err := Audit(t.Context(), serviceConfig(t, a, r), AuditOptions{Repair: true}, func(e Event) {
-				if st.emit(e); e.Type == EventProgress && e.Part == tt.after {
+				if st.emit(e); e.Type == EventProgress && e.Part == tt.after && (tt.found || e.Done == e.Total) {
 					damage()
 				}
 			})
@@ -91,6 +96,18 @@ func TestAuditMeanwhile(t *testing.T) {
 			}
 		})
 	}
+}
+
+// farthest returns where contents lie that are files of their own, those first
+// that an audit comes to last.
+func farthest(dir string, all map[archive.Name][]byte) (paths []string) {
+	for _, b := range all {
+		paths = append(paths, archivetest.ContentPath(dir, archivetest.ContentOf(b).Digest))
+	}
+	slices.Sort(paths)
+	paths = slices.Compact(paths)
+	slices.Reverse(paths)
+	return paths
 }
 
 // flipRow changes the value of a name in a tree file: its row, and not the key of

@@ -242,9 +242,14 @@ func (a *auditor) checkListed(ctx context.Context) error {
 	return a.named(ctx, wrong)
 }
 
-// named tells of damaged contents by their names.
+// named tells of damaged contents by their names. A tree that turns out to be
+// damaged then is read once more when it has been repaired.
 func (a *auditor) named(ctx context.Context, wrong map[archive.Digest]error) error {
-	for _, each := range a.listed.names {
+	readings := a.listed.names
+	if a.options.Repair {
+		readings = slices.Concat(readings, readings)
+	}
+	for _, each := range readings {
 		if len(wrong) == 0 {
 			break
 		}
@@ -260,7 +265,7 @@ func (a *auditor) named(ctx context.Context, wrong map[archive.Digest]error) err
 			return err
 		}
 	}
-	for d, why := range wrong { // the row was damaged since
+	for d, why := range wrong { // its row is gone
 		if err := a.damage(ctx, Event{Part: PartContent, Digest: &d, Detail: why.Error()}, nil); err != nil {
 			return err
 		}

@@ -18,7 +18,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-var checks = flag.Int("checks", 8, "damaged files that TestCheckBeside gives to the audit and to bbolt's Check")
+var checks = flag.Int("checks", 20, "damaged files that TestCheckBeside gives to the audit and to bbolt's Check")
 
 // bbolt's Check, in a child process, since it may panic where nothing can
 // recover it, or never end, finds no damage that the audit does not find, but
