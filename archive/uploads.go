@@ -22,8 +22,6 @@ const (
 	// whose it is and how long.
 	UploadsPrefix = len(uploadsHeader) + 32 + 32 + 4
 	uploadsItem   = 32 + 4
-	// MaxUploadsList bounds an encoded Uploads, in bytes.
-	MaxUploadsList = UploadsPrefix + MaxUploads*uploadsItem + ed25519.SignatureSize
 )
 
 // Sized is a content that an Uploads announces.

@@ -8,7 +8,8 @@ import (
 	"sync/atomic"
 )
 
-// MaxWaiting is how many Lookups may wait for one device.
+// MaxWaiting is how many Lookups may wait for one device, counting those whose
+// callers have gone since.
 const MaxWaiting = 1 << maxDepth
 
 // ErrBusy is returned by Lookup when MaxWaiting callers wait already.
@@ -93,7 +94,7 @@ func (b *Batch) run() {
 	}
 }
 
-// answer has one signature made for all who have not gone.
+// answer has one signature made for all.
 func (b *Batch) answer(all []*lookup) {
 	ctx, cancel := whileAny(all)
 	defer cancel()

@@ -164,10 +164,7 @@ func (r *AddResult) take(g group, each func(Outcome)) {
 }
 
 func joinConflicts(cs []*ConflictError) error {
-	var errs []error
-	for _, c := range cs {
-		errs = append(errs, c)
-	}
+	errs := asErrors(cs)
 	if len(errs) == 1 {
 		return errs[0]
 	}
@@ -201,6 +198,13 @@ func (r *ctxReader) Read(p []byte) (int, error) {
 
 // addGroup adds up to a thousand items, by ascending name.
 func (c *Client) addGroup(ctx context.Context, items []Item, strict bool) (g group) {
+	select {
+	case c.places <- struct{}{}:
+		defer func() { <-c.places }()
+	case <-ctx.Done():
+		g.err = ctx.Err()
+		return g
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := c.newSending(ctx)
@@ -309,16 +313,13 @@ func (a *adding) run(ctx context.Context) ([]*ConflictError, error) {
 }
 
 // take counts one replica's reply, and reports whether it decides everything: a
-// proven conflict does, or a source that is not what it was, or f+1 refusals.
+// proven conflict does, or f+1 refusals.
 func (a *adding) take(o offered) (over bool, conflicts []*ConflictError, err error) {
 	if o.err == nil {
 		a.acks[o.r.ID] = o.ack
 		return false, nil, nil
 	}
 	a.errs[o.r.ID] = o.err
-	if errors.Is(o.err, ErrChanged) || errors.Is(o.err, errSource) {
-		return true, nil, o.err
-	}
 	var e *wire.Error
 	if errors.As(o.err, &e) && e.Code == wire.CodeConflict {
 		if conflicts = a.conflicts(e); len(conflicts) > 0 {
@@ -375,6 +376,11 @@ func (a *adding) verdict(ctx context.Context) error {
 	}
 	if len(a.acks) >= a.c.Roster.Quorum() {
 		return nil
+	}
+	for _, err := range a.errs {
+		if isSource(err) { // the others hold what it was before
+			return err
+		}
 	}
 	return &NoQuorumError{Need: a.c.Roster.Quorum(), Got: len(a.acks), Replicas: a.errs}
 }

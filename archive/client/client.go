@@ -80,7 +80,7 @@ type Config struct {
 
 // Progress is how far one item is.
 type Progress struct {
-	Stage   string // "hash", "upload", "fetch"
+	Stage   string // "read", "upload", "fetch"
 	Name    archive.Name
 	Replica uint32 // of an upload
 	Done    uint64 // bytes
@@ -92,8 +92,8 @@ type Client struct {
 	Config
 	seen     *seen
 	replicas []*replica
-	slabs    slabs // for contents that are read
-	spare    slabs // for those that are read again
+	places   chan struct{} // for groups of an Add
+	slabs    slabs         // for contents that they read
 
 	mu    sync.Mutex
 	order []*replica // quickest last answer first
@@ -104,6 +104,8 @@ type replica struct {
 	archive.Replica
 	peer Peer
 	late atomic.Bool // it has held up an Add, and caught up with none since
+
+	spare slabs // for contents that are read again for it
 }
 
 // New returns a client of the archive that c names. It does not connect.
@@ -119,9 +121,9 @@ func New(c Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	cl := &Client{Config: c, seen: s, slabs: newSlabs(readSlabs), spare: newSlabs(spareSlabs)}
+	cl := &Client{Config: c, seen: s, places: make(chan struct{}, groups), slabs: newSlabs(readSlabs)}
 	for _, m := range c.Roster.Replicas {
-		cl.replicas = append(cl.replicas, &replica{Replica: m, peer: c.Dial(m)})
+		cl.replicas = append(cl.replicas, &replica{Replica: m, peer: c.Dial(m), spare: newSlabs(spareSlabs)})
 	}
 	cl.order = append(cl.order, cl.replicas...)
 	return cl, nil

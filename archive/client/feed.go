@@ -25,6 +25,7 @@ var errLeft = errors.New("left")
 type feed struct {
 	c       *Client
 	readers []*feedReader
+	content int         // how many have left because they want no more
 	free    chan []byte // chunks to fill
 }
 
@@ -136,6 +137,9 @@ func (f *feed) share(ctx context.Context, k *chunk) {
 			if errors.Is(err, errBehind) {
 				r.lane.fail(err)
 			}
+			if r.isContent() {
+				f.content++
+			}
 			r.finish(err)
 			continue
 		}
@@ -162,23 +166,43 @@ func (f *feed) give(ctx context.Context, r *feedReader, k *chunk) error {
 			return ctx.Err()
 		case <-t.C:
 		}
-		if f.starving() < f.c.Roster.Quorum() {
-			continue
+		if f.starving() >= f.c.Roster.Quorum() {
+			f.heldUp(look)
 		}
-		if r.held += look; r.held > indulgence {
+		if r.held > f.c.indulgence() {
 			return errBehind
 		}
 	}
 }
 
-// starving counts the readers that have read all there is.
-func (f *feed) starving() (n int) {
+// heldUp counts for how long readers whose chunks wait have held up the others.
+func (f *feed) heldUp(d time.Duration) {
 	for _, r := range f.readers {
-		if len(r.chunks) == 0 {
+		if len(r.chunks) == cap(r.chunks) {
+			r.held += d
+		}
+	}
+}
+
+// starving counts the readers that have read all there is, or want no more.
+func (f *feed) starving() int {
+	n := f.content
+	for _, r := range f.readers {
+		if len(r.chunks) == 0 || r.isContent() {
 			n++
 		}
 	}
 	return n
+}
+
+// isContent says that a reader has left, and not because it failed.
+func (r *feedReader) isContent() bool {
+	select {
+	case <-r.left:
+		return r.lane.failed() == nil
+	default:
+		return false
+	}
 }
 
 // finish says what stands behind the last chunk.
@@ -206,20 +230,27 @@ func (r *feedReader) Read(p []byte) (int, error) {
 
 // more goes on to the next chunk.
 func (r *feedReader) more() bool {
-	if r.now != nil {
-		r.now.release()
-	}
+	r.drop()
 	k, ok := <-r.chunks
-	if r.now = k; !ok {
+	if !ok {
 		return false
 	}
-	r.rest = k.b
+	r.now, r.rest = k, k.b
 	return true
 }
 
+// drop lets go of the chunk that is being read.
+func (r *feedReader) drop() {
+	if r.now != nil {
+		r.now.release()
+	}
+	r.now, r.rest = nil, nil
+}
+
 // skip reads the first bytes.
-func (r *feedReader) skip(n uint64) error {
+func (r *feedReader) skip(n uint64, idle *idle) error {
 	for n > 0 {
+		idle.moved(0)
 		if len(r.rest) == 0 && !r.more() {
 			_, err := r.Read(nil)
 			return err
@@ -241,14 +272,16 @@ func (j *whole) send(ctx context.Context, l *lane, idle *idle) error {
 	if err != nil || have[0] {
 		return err
 	}
-	return l.c.putLarge(ctx, l.r, j.it, func(from uint64) (io.Reader, error) { return j.r, j.r.skip(from) }, idle)
+	return l.c.putLarge(ctx, l.r, j.it, func(from uint64) (io.Reader, error) { return j.r, j.r.skip(from, idle) }, idle)
 }
 
 // release leaves the feed, and lets go of what was not read.
 func (j *whole) release() {
 	j.r.leave()
+	j.r.drop()
 	go func() {
-		for range j.r.chunks { // the feed ends it
+		for k := range j.r.chunks { // the feed ends it
+			k.release()
 		}
 	}()
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
 )
@@ -110,7 +111,7 @@ func (p *parcel) addAgain(ctx context.Context, r *replica, it Item, idle *idle) 
 			return err
 		}
 	}
-	if err := p.borrow(ctx); err != nil {
+	if err := p.borrow(ctx, idle); err != nil {
 		return err
 	}
 	src, err := openSource(it)
@@ -135,15 +136,23 @@ func (p *parcel) addAgain(ctx context.Context, r *replica, it Item, idle *idle) 
 	return nil
 }
 
-// borrow takes a slab of those that are spare.
-func (p *parcel) borrow(ctx context.Context) error {
+// borrow takes a slab of those that are spare. The replica has one when it has got
+// what another holds for it, which is not to be idle.
+func (p *parcel) borrow(ctx context.Context, idle *idle) error {
 	if p.buf != nil {
 		return nil
 	}
-	select {
-	case p.buf = <-p.from:
-	case <-ctx.Done():
-		return ctx.Err()
+	tick := time.NewTicker(max(idle.limit/4, time.Millisecond))
+	defer tick.Stop()
+	for taken := false; !taken; {
+		select {
+		case p.buf = <-p.from:
+			taken = true
+		case <-tick.C:
+			idle.moved(0)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	if p.buf == nil {
 		p.buf = make([]byte, slabSize)

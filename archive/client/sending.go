@@ -17,14 +17,20 @@ const (
 	// slabSize is how many bytes of contents go to a replica in one request.
 	// What is larger goes by itself.
 	slabSize = archive.MaxUploadsSize
-	// readSlabs and spareSlabs bound the memory for contents on their way.
-	readSlabs, spareSlabs = 6, 2
+	// readSlabs bounds the memory for contents on their way: two for each of the
+	// groups, which fills one while another is sent. spareSlabs is for contents
+	// that are read again for one replica.
+	readSlabs, spareSlabs = 6, 1
 	// abreast is how many requests of one sending a replica gets at once.
 	abreast = 2
-	// indulgence is how long, in all, one replica may hold up those that keep
+	// maxIndulgence is how long, in all, one replica may hold up those that keep
 	// pace.
-	indulgence = 2 * time.Second
+	maxIndulgence = 2 * time.Second
 )
+
+// indulgence is maxIndulgence, or less where those that are held up would be idle
+// for too long.
+func (c *Client) indulgence() time.Duration { return min(maxIndulgence, c.Timeout/4) }
 
 // errBehind reports a replica that does not keep pace with the others.
 var errBehind = errors.New("slower than the others")
@@ -108,7 +114,7 @@ func (l *lane) do(j job) {
 	}
 	ctx, idle, cancel := withIdle(l.ctx, l.c.Timeout)
 	defer cancel()
-	if err := j.send(ctx, l, idle); err != nil {
+	if err := j.send(ctx, l, idle); err != nil && !isSource(err) { // who reads the source says so
 		l.fail(causeOf(ctx, err))
 	}
 }
@@ -136,22 +142,6 @@ func (l *lane) failed() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.err
-}
-
-// put gives a job to all lanes that still send. refs says before that how many
-// will release it.
-func (s *sending) put(j job, refs func(n int)) {
-	var live []*lane
-	for _, l := range s.lanes {
-		if l.failed() == nil {
-			live = append(live, l)
-		}
-	}
-	refs(len(live))
-	for _, l := range live {
-		l.count(1)
-		l.jobs <- j
-	}
 }
 
 // close says that nothing more comes.
@@ -207,7 +197,7 @@ func (s *sending) heldUp(d time.Duration) {
 		return
 	}
 	for _, l := range s.lanes {
-		if l.holdsUp(d) > indulgence {
+		if l.holdsUp(d) > s.c.indulgence() {
 			l.fail(errBehind)
 		}
 	}
@@ -240,8 +230,11 @@ func (s *sending) readAll(ctx context.Context, items []Item, strict bool) (good 
 			good = append(good, it)
 			continue
 		}
+		if ctx.Err() != nil {
+			break
+		}
 		bad = append(bad, Outcome{Binding: archive.Binding{Name: it.Name}, Err: err})
-		if strict || ctx.Err() != nil {
+		if strict {
 			break
 		}
 	}
@@ -306,13 +299,19 @@ func (s *sending) fill(ctx context.Context, p *parcel, r io.Reader) (*parcel, er
 	}
 }
 
-// ship sends a parcel to all.
+// ship gives a parcel to all lanes that still send.
 func (s *sending) ship(p *parcel) {
-	if len(p.contents) == 0 {
-		p.release()
-		return
+	var live []*lane
+	for _, l := range s.lanes {
+		if l.failed() == nil && len(p.contents) > 0 {
+			live = append(live, l)
+		}
 	}
-	s.put(p, func(n int) { p.lanes(n) })
+	p.lanes(len(live))
+	for _, l := range live {
+		l.count(1)
+		l.jobs <- p
+	}
 }
 
 // readLarge reads an item to its end to know what it is, and then once more for
@@ -338,7 +337,9 @@ func (c *Client) hash(n archive.Name, total uint64, r io.Reader) (archive.Conten
 		k, err := r.Read(buf)
 		h.Write(buf[:k])
 		done += uint64(k)
-		c.tell(Progress{Stage: "read", Name: n, Done: done, Total: max(total, done)})
+		if k > 0 {
+			c.tell(Progress{Stage: "read", Name: n, Done: done, Total: max(total, done)})
+		}
 		if err == io.EOF {
 			return h.Content(), nil
 		}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -147,6 +148,129 @@ func TestSlowReplica(t *testing.T) {
 	}
 }
 
+// Replicas that leave in the middle of a large content, one because it has it and
+// one because it hangs, give back what they had not read yet: the others get all.
+func TestLeavingReplicas(t *testing.T) {
+	huge := bytes.Repeat([]byte("huge"), 120*chunkSize/4)
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, "")
+		b.fakes[0].contents[archive.DigestOf(huge)] = huge
+		b.fakes[0].delay = time.Second // its chunks wait until it says so
+		read := 0
+		b.fakes[1].onRead = func(n int) {
+			if read += n; read > 40*chunkSize {
+				time.Sleep(time.Minute)
+			}
+		}
+		within(t, 65*time.Second, func() {
+			if res, err := b.Client.Add(t.Context(), []Item{bytesItem("x", huge)}); err != nil || len(res.Bindings) != 1 {
+				t.Errorf("%d bound, %v", len(res.Bindings), err)
+			}
+		})
+		time.Sleep(2 * time.Minute) // until all that hung has ended; the clock is the test's
+	})
+}
+
+// changing is a large item that is other bytes from its n-th opening on.
+func changing(name archive.Name, n int) Item {
+	opened := 0
+	var mu sync.Mutex
+	return Item{Name: name, Open: func() (io.ReadCloser, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		b := bytes.Clone(largeBytes)
+		if opened++; opened >= n {
+			b[len(b)/2] ^= 1
+		}
+		return io.NopCloser(bytes.NewReader(b)), nil
+	}}
+}
+
+// A large file that changes while it is sent keeps no other from being added,
+// neither does one that changes while it is read again for a late replica, and
+// that one is added: the others hold what it was.
+func TestAddEachOfChangingFiles(t *testing.T) {
+	for n, wrong := range map[int]error{2: ErrChanged, 3: nil} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBed(t, "")
+			if n == 3 {
+				b.fakes[0].set(func() { b.fakes[0].err = ErrUpdating })
+				time.AfterFunc(5*time.Second, func() { b.fakes[0].set(func() { b.fakes[0].err = nil }) })
+			}
+			for _, f := range b.fakes[1:] {
+				f.delay = time.Second // so that replica 1 is heard of
+			}
+			got := make(map[archive.Name]error)
+			items := []Item{bytesItem("a", []byte("one")), changing("b", n), bytesItem("c", append([]byte("c"), largeBytes...)), bytesItem("d", []byte("two"))}
+			var reads atomic.Int32 // of c
+			open := items[2].Open
+			items[2].Open = func() (io.ReadCloser, error) { reads.Add(1); return open() }
+			_, err := b.Client.AddEach(t.Context(), items, func(o Outcome) { got[o.Name] = o.Err })
+			if err != nil || len(got) != len(items) {
+				t.Fatalf("changed at opening %d: %v, %v", n, got, err)
+			}
+			for name, err := range got {
+				if want := map[archive.Name]error{"b": wrong}[name]; !errors.Is(err, want) {
+					t.Errorf("changed at opening %d: %s: %v, want %v", n, name, err, want)
+				}
+			}
+			if r := reads.Load(); n == 2 && r != 2 {
+				t.Errorf("another file was read %d times", r)
+			}
+			time.Sleep(time.Minute)
+		})
+	}
+}
+
+// slow reads take long, by the test's clock.
+type slow struct{ io.Reader }
+
+func (r slow) Read(p []byte) (int, error) { time.Sleep(time.Second); return r.Reader.Read(p) }
+
+// To read what the replicas have of an interrupted upload is progress, however
+// long it takes.
+func TestResumeFromSlowSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, "")
+		for _, f := range b.fakes {
+			f.partial[archive.DigestOf(largeBytes)] = largeBytes[:len(largeBytes)-10]
+		}
+		it := Item{Name: "x", Open: func() (io.ReadCloser, error) { return io.NopCloser(slow{bytes.NewReader(largeBytes)}), nil }}
+		if _, err := b.Client.Add(t.Context(), []Item{it}); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// Several Adds at once take turns at the memory for contents, of which each of
+// their thousands needs more than one slab.
+func TestAddsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, "")
+		for _, f := range b.fakes {
+			f.delay = 10 * time.Millisecond
+		}
+		var all sync.WaitGroup
+		for k := range 2 {
+			all.Go(func() {
+				var items []Item
+				for i := range 3 * archive.MaxBindings {
+					body := bytes.Repeat(fmt.Appendf(nil, "%08d", i%archive.MaxBindings), slabSize/archive.MaxBindings/8+100)
+					it := bytesItem(archive.Name(fmt.Sprintf("%d/%04d", k, i)), body)
+					open := it.Open
+					it.Open = func() (io.ReadCloser, error) { time.Sleep(time.Millisecond); return open() } // all keep step
+					items = append(items, it)
+				}
+				if _, err := b.Client.AddEach(t.Context(), items, func(Outcome) {}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+	})
+}
+
 // A replica that fails once gets what it missed from a second read.
 func TestCatchUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -176,8 +300,10 @@ func TestCatchUp(t *testing.T) {
 		if held < 3 {
 			t.Errorf("%d replicas hold all", held)
 		}
-		if n := len(b.Client.spare); n != spareSlabs {
-			t.Errorf("%d of %d spare slabs came back", n, spareSlabs)
+		for _, r := range b.Client.replicas {
+			if n := len(r.spare); n != spareSlabs {
+				t.Errorf("%d of %d spare slabs of replica %d came back", n, spareSlabs, r.ID)
+			}
 		}
 	})
 }

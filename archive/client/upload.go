@@ -39,7 +39,7 @@ func (i *idle) moved(extra time.Duration) { i.timer.Reset(i.limit + extra) }
 // the submission. It goes on trying while it makes progress now and then.
 func (a *adding) offer(ctx context.Context, r *replica) (ack wire.Ack, err error) {
 	sent := a.sent.wait(ctx, r)
-	if errors.Is(sent, errIdle) || isSource(sent) {
+	if errors.Is(sent, errIdle) {
 		return ack, a.plain(sent)
 	}
 	ctx, idle, cancel := withIdle(ctx, a.c.Timeout)
@@ -91,7 +91,7 @@ func (a *adding) catchUp(ctx context.Context, r *replica, idle *idle) error {
 			return err
 		}
 		idle.moved(0)
-		small := a.c.newParcel(a.c.spare)
+		small := a.c.newParcel(r.spare)
 		defer small.release()
 		for _, it := range missing {
 			if it.content.Size < slabSize {
