@@ -5,7 +5,6 @@ package content
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -217,32 +216,44 @@ func (s *Store) putSmall(d archive.Digest, size int64, r io.Reader) (archive.Con
 	return all[0], nil
 }
 
-// Bytes is a content of at most Small bytes.
+// Bytes is a content in memory.
 type Bytes struct {
 	Digest archive.Digest
 	Bytes  []byte
 }
 
-// PutAll keeps small contents with one write and one fsync, which it shares
-// with others that are kept at the time. If one has not the digest that it
-// should, none is kept; after another error, some may be. All are on the disk
-// when it returns without one. What is held already, and right, is not written
-// again.
+// PutAll keeps contents together: small ones with one write and one fsync, which
+// they share with others that are kept at the time, the others as files that are
+// synced side by side. If one has not the digest that it should, none is kept;
+// after another error, some may be. All are on the disk when it returns without
+// one. What is held already, small and right, is not written again.
 func (s *Store) PutAll(all []Bytes) ([]archive.Content, error) {
 	out := make([]archive.Content, len(all))
+	var small, large []Bytes
 	for i, b := range all {
-		if got := sha256.Sum256(b.Bytes); got != b.Digest || len(b.Bytes) > Small {
-			return nil, fmt.Errorf("%w: got %d bytes with digest %x, want %s", archive.ErrIntegrity, len(b.Bytes), got, b.Digest)
+		if out[i] = Describe(b.Bytes); out[i].Digest != b.Digest {
+			return nil, fmt.Errorf("%w: got %d bytes with digest %s, want %s", archive.ErrIntegrity, len(b.Bytes), out[i].Digest, b.Digest)
 		}
-		out[i] = describe(b.Digest, int64(len(b.Bytes)))
+		if len(b.Bytes) <= Small {
+			small = append(small, b)
+		} else {
+			large = append(large, b)
+		}
 	}
-	if err := s.packs.add(all); err != nil {
+	if err := s.packs.add(small); err != nil {
 		return nil, err
 	}
-	for _, b := range all { // what lies there may be damaged
+	for _, b := range small { // what lies there may be damaged
 		os.Remove(s.PlainPath(b.Digest))
 	}
-	return out, nil
+	return out, s.putFiles(large)
+}
+
+// Describe returns what a content is.
+func Describe(b []byte) archive.Content {
+	h := archive.NewContentHasher()
+	h.Write(b)
+	return h.Content()
 }
 
 // describe returns the description of a content of at most one block: the
@@ -260,9 +271,9 @@ func (s *Store) putPlain(d archive.Digest, size int64, r io.Reader) (c archive.C
 	if err != nil {
 		return c, err
 	}
-	defer left.release()
+	defer left.Release()
 	err = s.root.Put(s.PlainPath(d), func(f *os.File) error {
-		w := disk.NewSparseWriter(f, 0, left.wrote)
+		w := disk.NewSparseWriter(f, 0, left.Wrote)
 		if c, err = copyHashed(w, r); err != nil {
 			return err
 		}

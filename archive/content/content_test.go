@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -57,9 +58,7 @@ func put(t testing.TB, s *Store, all ...Bytes) {
 		t.Fatal(err)
 	}
 	for i, c := range all {
-		h := archive.NewContentHasher()
-		h.Write(c.Bytes)
-		if want := h.Content(); got[i] != want {
+		if want := Describe(c.Bytes); got[i] != want {
 			t.Fatalf("got %v, want %v", got[i], want)
 		}
 	}
@@ -195,17 +194,36 @@ func TestPutRefuses(t *testing.T) {
 		}
 		wantMissing(t, s, tt.c)
 	}
-	if _, err := s.PutAll([]Bytes{c, {big.Digest, c.Bytes}}); !errors.Is(err, archive.ErrIntegrity) {
-		t.Errorf("got %v", err)
+	for name, wrong := range map[string]Bytes{"small": {big.Digest, c.Bytes}, "big": {c.Digest, big.Bytes}} {
+		if _, err := s.PutAll([]Bytes{c, big, wrong}); !errors.Is(err, archive.ErrIntegrity) {
+			t.Errorf("%s with another digest: got %v", name, err)
+		}
+		wantMissing(t, s, c, big)
 	}
-	if _, err := s.PutAll([]Bytes{big}); !errors.Is(err, archive.ErrIntegrity) {
-		t.Errorf("too big for a pack: got %v", err)
-	}
-	wantMissing(t, s, c, big)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := s.Put(ctx, c.Digest, 1000, bytes.NewReader(c.Bytes)); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// What is too big for a pack has a file of its own, however it comes.
+func TestPutAllMixed(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	small, big, holed := contentOf(1, Small), contentOf(2, Small+1), Bytes{archive.DigestOf(make([]byte, 1<<20)), make([]byte, 1<<20)}
+	put(t, s, big, small, holed)
+	wantHeld(t, s, big, small, holed)
+	for _, b := range []Bytes{big, holed} {
+		if fi, err := os.Stat(s.PlainPath(b.Digest)); err != nil || fi.Size() != int64(len(b.Bytes)) {
+			t.Errorf("%d bytes: no file of its own: %v", len(b.Bytes), err)
+		}
+	}
+	if _, err := os.Stat(s.PlainPath(small.Digest)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a small one has a file of its own: %v", err)
+	}
+	if left, err := os.ReadDir(filepath.Join(dir, "tmp")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 

@@ -257,6 +257,9 @@ func (p *packs) read(d archive.Digest, l location, cached bool) ([]byte, error) 
 // add keeps contents. Those that come while others are being written are written
 // together.
 func (p *packs) add(all []Bytes) error {
+	if len(all) == 0 {
+		return nil
+	}
 	p.queue.Lock()
 	if p.next == nil {
 		p.next = new(batch)
@@ -303,7 +306,7 @@ func (p *packs) write(all []Bytes) error {
 	if err != nil {
 		return err
 	}
-	defer left.release()
+	defer left.Release()
 	for len(all) > 0 {
 		if err := p.ready(); err != nil {
 			return disk.Full(err)

@@ -19,14 +19,14 @@ type room struct {
 	taken int64 // by what is being written now
 }
 
-// share is the room of one content that is being written.
-type share struct {
+// A Share is room on the disk that is set aside for what is being written.
+type Share struct {
 	room *room
 	left int64
 }
 
 // take sets n bytes aside.
-func (r *room) take(n int64) (*share, error) {
+func (r *room) take(n int64) (*Share, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var st unix.Statfs_t
@@ -37,11 +37,11 @@ func (r *room) take(n int64) (*share, error) {
 		}
 	}
 	r.taken += n
-	return &share{r, n}, nil
+	return &Share{r, n}, nil
 }
 
-// wrote says that n of the bytes are in the file.
-func (s *share) wrote(n int64) {
+// Wrote says that n of the bytes are in the file.
+func (s *Share) Wrote(n int64) {
 	n = min(n, s.left)
 	s.left -= n
 	s.room.mu.Lock()
@@ -49,4 +49,9 @@ func (s *share) wrote(n int64) {
 	s.room.taken -= n
 }
 
-func (s *share) release() { s.wrote(s.left) }
+// Release gives back what is left of the room.
+func (s *Share) Release() { s.Wrote(s.left) }
+
+// Reserve sets n bytes aside, or returns disk.ErrFull if then less than Headroom
+// would be left. One goroutine uses a Share at a time.
+func (s *Store) Reserve(n int64) (*Share, error) { return s.room.take(n) }

@@ -29,11 +29,7 @@ type Root string
 // Put writes path, which must lie below the root, whole, or not at all: a
 // temporary file, fsync, rename, fsync of the directory.
 func (r Root) Put(path string, write func(*os.File) error) (err error) {
-	tmp := filepath.Join(string(r), tmpDir)
-	if err := os.MkdirAll(tmp, 0o700); err != nil {
-		return Full(err)
-	}
-	f, err := os.CreateTemp(tmp, "put-")
+	f, err := r.Temp()
 	if err != nil {
 		return Full(err)
 	}
@@ -50,6 +46,15 @@ func (r Root) Put(path string, write func(*os.File) error) (err error) {
 		return Full(err)
 	}
 	return Full(r.place(f.Name(), path))
+}
+
+// Temp makes a file that ClearTemp removes, unless it is moved.
+func (r Root) Temp() (*os.File, error) {
+	tmp := filepath.Join(string(r), tmpDir)
+	if err := os.MkdirAll(tmp, 0o700); err != nil {
+		return nil, err
+	}
+	return os.CreateTemp(tmp, "put-")
 }
 
 // place moves a synced file to path and makes the move durable.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/archivetest"
+	"github.com/bonafide-archive/bonafide/archive/content"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 )
 
@@ -35,7 +36,7 @@ func batchOf(key ed25519.PrivateKey, id archive.Digest, bodies ...[]byte) (archi
 // odd sizes.
 func mixed() map[archive.Name][]byte {
 	all := make(map[archive.Name][]byte)
-	for i, n := range []int{0, 1, 100, maxSmall - 1, maxSmall, maxSmall + 1, 3*directBlock + maxSmall, 500_000, 1 << 20, 1<<20 + 7, 2 << 20} {
+	for i, n := range []int{0, 1, 100, content.Small - 1, content.Small, content.Small + 1, 3*content.DirectBlock + content.Small, 500_000, 1 << 20, 1<<20 + 7, 2 << 20} {
 		all[archive.Name(fmt.Sprintf("mixed/%02d", i))] = bytes.Repeat([]byte{byte(i)}, n)
 	}
 	return all

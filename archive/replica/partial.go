@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/content"
 	"github.com/bonafide-archive/bonafide/archive/disk"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 )
@@ -145,8 +146,9 @@ func (s *service) prunePartials() {
 		if err != nil {
 			continue
 		}
-		if os.Remove(s.partialPath(p.key)) == nil {
-			s.pending.releaseUpload(p.key.writer, p.size)
+		fi, err := os.Lstat(s.partialPath(p.key)) // it may have grown since
+		if err == nil && os.Remove(s.partialPath(p.key)) == nil {
+			s.pending.releaseUpload(p.key.writer, uint64(fi.Size()))
 		}
 		leave()
 	}
@@ -176,6 +178,7 @@ type incoming struct {
 	from uint64 // what the client found here, and does not send
 	held uint64 // what is in the file, and charged
 	f    *os.File
+	room *content.Share
 }
 
 // receiveLarge keeps the body, and if that ends too early, what came of it.
@@ -191,6 +194,7 @@ func (s *service) receiveLarge(ctx context.Context, up archive.Upload, writer ar
 		return err
 	}
 	defer in.f.Close()
+	defer in.room.Release()
 	defer s.prunePartials()
 	if err := s.pending.reserveUpload(writer, up.Writer, up.Size-in.held); err != nil {
 		in.left(err)
@@ -212,8 +216,8 @@ func (s *service) keepLarge(ctx context.Context, in *incoming, body io.Reader) e
 	if err := errors.Join(in.f.Chmod(0o644), in.f.Sync()); err != nil {
 		return full(err)
 	}
-	if err := s.store.placeAll([]string{in.f.Name()}, []archive.Content{c}); err != nil {
-		return full(err)
+	if err := s.store.contents.Place(in.f.Name(), c.Digest); err != nil {
+		return err
 	}
 	return s.received(in.up, c)
 }
@@ -233,14 +237,15 @@ func (s *service) openIncoming(k partialKey, up archive.Upload, from uint64) (*i
 	if err == nil && uint64(fi.Size()) < from {
 		err = wire.Errorf(wire.CodeUnavailable, "has %d bytes of the content", fi.Size())
 	}
+	var room *content.Share
 	if err == nil {
-		err = roomFor(path, int64(up.Size-from))
+		room, err = s.store.contents.Reserve(int64(up.Size - from))
 	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	return &incoming{up: up, from: from, held: uint64(fi.Size()), f: f}, nil
+	return &incoming{up: up, from: from, held: uint64(fi.Size()), f: f, room: room}, nil
 }
 
 // take writes the body behind what is there, checks the whole, and syncs it.
@@ -249,7 +254,7 @@ func (in *incoming) take(ctx context.Context, body io.Reader) (c archive.Content
 		return c, full(err)
 	}
 	h := archive.NewContentHasher()
-	w := disk.NewSparseWriter(in.f, int64(in.from), nil)
+	w := disk.NewSparseWriter(in.f, int64(in.from), in.room.Wrote)
 	var to io.Writer = w
 	if in.from == 0 {
 		to = io.MultiWriter(w, h)

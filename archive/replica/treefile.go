@@ -60,7 +60,8 @@ const (
 
 // adoptAny takes the file of the tree from a source that has it whole. That is
 // several times as fast as to build it from proven pages, and no less safe: the
-// file is checked like the own one, which was the attacker's too.
+// file is checked like the own one, which was the attacker's too. A file too large
+// for the disk may be one source's lie, so the others are asked as well.
 func (r *treeRepair) adoptAny(ctx context.Context) error {
 	errs := []error{errNoSource}
 	for _, src := range r.sources {
@@ -69,7 +70,7 @@ func (r *treeRepair) adoptAny(ctx context.Context) error {
 			continue
 		}
 		err := r.adopt(ctx, f)
-		if err == nil || ctx.Err() != nil || errors.Is(err, ErrFull) {
+		if err == nil || ctx.Err() != nil {
 			return err
 		}
 		errs = append(errs, err)
@@ -90,9 +91,11 @@ func (r *treeRepair) adopt(ctx context.Context, src fileSource) error {
 	if most := fileBase + int64(min(r.rec.Names, 1<<40))*fileRow; size > most {
 		return fmt.Errorf("%w: file of %d bytes, at most %d", archive.ErrIntegrity, size, most)
 	}
-	if err := roomFor(r.store.dir, size); err != nil {
+	room, err := r.store.contents.Reserve(size)
+	if err != nil {
 		return err
 	}
+	defer room.Release()
 	late.Reset(r.timeout + time.Duration(size/fileRate)*time.Second)
 	if err := boltstore.Adopt(ctx, r.store.TreePath(), io.LimitReader(body, size), r.rec.Root); err != nil {
 		return full(err)

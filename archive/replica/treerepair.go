@@ -92,7 +92,7 @@ func (r *treeRepair) run(ctx context.Context) error {
 		r.log.Info("the tree must be repaired another way", "because", err)
 	}
 	err := r.adoptAny(ctx)
-	if err == nil || ctx.Err() != nil || errors.Is(err, ErrFull) {
+	if err == nil || ctx.Err() != nil {
 		return err
 	}
 	r.log.Info("the tree must be taken page by page", "because", err)

@@ -1,4 +1,4 @@
-package replica
+package content
 
 import (
 	"errors"
@@ -7,12 +7,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// directBlock is what offset, length and address of a direct write are multiples
+// DirectBlock is what offset, length and address of a direct write are multiples
 // of.
-const directBlock = 4 << 10
+const DirectBlock = 4 << 10
 
-// aligned returns n rounded up to whole blocks.
-func aligned(n int) int { return (n + directBlock - 1) / directBlock * directBlock }
+// Aligned returns n rounded up to whole blocks.
+func Aligned(n int) int { return (n + DirectBlock - 1) / DirectBlock * DirectBlock }
 
 // direct sets whether writes to f go to the disk past the page cache. It reports
 // false where that is not to be had.
@@ -32,7 +32,7 @@ func direct(f *os.File, on bool) bool {
 // writeDirect writes b to f past the page cache, as far as that goes: contents
 // are written once and hardly read soon, and the copy costs more than the disk.
 func writeDirect(f *os.File, b []byte) error {
-	whole := len(b) / directBlock * directBlock
+	whole := len(b) / DirectBlock * DirectBlock
 	if whole == 0 || !direct(f, true) {
 		_, err := f.Write(b)
 		return err
