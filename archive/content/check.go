@@ -3,6 +3,7 @@ package content
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -44,7 +45,8 @@ const stride = 1 << 20
 
 // CheckAll reads contents and compares them with their digests. They must be in
 // the order of their places: then the disk is read from one end to the other.
-// It fails only with its context.
+// It fails with its context, and where the system does not let it read: that says
+// nothing of a content.
 func (s *Store) CheckAll(ctx context.Context, items []Item, how Checking) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -112,7 +114,7 @@ func (c *checker) close() {
 	}
 }
 
-// check checks items that are read together. It fails only with the context.
+// check checks items that are read together. It fails as CheckAll does.
 func (c *checker) check(ctx context.Context, items []Item) error {
 	start := time.Now()
 	var wrong []error
@@ -124,6 +126,11 @@ func (c *checker) check(ctx context.Context, items []Item) error {
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	for _, err := range wrong {
+		if err != nil && !isAny(err, ErrMissing, ErrDamaged) {
+			return err
+		}
 	}
 	c.tell(items, wrong)
 	if c.how.Took == nil || start.IsZero() {
@@ -176,14 +183,11 @@ func (c *checker) memberAt(b []byte, at int64, d archive.Digest) bool {
 
 // again checks one content by itself: it may have moved since it was located.
 func (c *checker) again(ctx context.Context, d archive.Digest) error {
-	l, ok := c.store.packs.find(d)
-	if !ok {
+	_, err := c.store.packs.check(d, c.how.Cached)
+	if errors.Is(err, ErrMissing) {
 		return c.plain(ctx, d)
 	}
-	if _, err := c.store.packs.read(d, l, c.how.Cached); err != nil {
-		return fmt.Errorf("%w: other bytes than its digest says", ErrDamaged)
-	}
-	return nil
+	return err
 }
 
 // readPack reads a part of a pack, or what there is of it.
@@ -223,7 +227,7 @@ func (c *checker) plain(ctx context.Context, d archive.Digest) error {
 		n, err := r.ReadAt(c.buf[:min(stride, r.Size()-at)], at)
 		h.Write(c.buf[:n])
 		if err != nil && err != io.EOF {
-			return fmt.Errorf("%w: %w", ErrDamaged, err)
+			return judged(err)
 		}
 		if c.how.Took != nil {
 			err = c.how.Took(ctx, time.Since(start))
@@ -241,18 +245,18 @@ func (c *checker) plain(ctx context.Context, d archive.Digest) error {
 }
 
 // Check reads a content off the disk, not out of the page cache, and returns
-// what is there. took is as in Checking. The error is ErrMissing or ErrDamaged,
-// or the context's.
+// what is there. took is as in Checking. The error is as in Locate, or the
+// context's.
 func (s *Store) Check(ctx context.Context, d archive.Digest, took func(context.Context, time.Duration) error) (archive.Content, error) {
-	if l, ok := s.packs.find(d); ok {
-		start := time.Now()
-		if _, err := s.packs.read(d, l, false); err != nil {
-			return archive.Content{}, fmt.Errorf("content %s: %w: other bytes than its digest says", d, ErrDamaged)
-		}
-		if took != nil {
-			return describe(d, int64(l.size)), took(ctx, time.Since(start))
-		}
+	start := time.Now()
+	l, err := s.packs.check(d, false)
+	switch {
+	case err == nil && took != nil:
+		return describe(d, int64(l.size)), took(ctx, time.Since(start))
+	case err == nil:
 		return describe(d, int64(l.size)), ctx.Err()
+	case !errors.Is(err, ErrMissing):
+		return archive.Content{}, fmt.Errorf("content %s: %w", d, err)
 	}
 	r, err := s.Open(d)
 	if err != nil {
@@ -265,7 +269,7 @@ func (s *Store) Check(ctx context.Context, d archive.Digest, took func(context.C
 	case ctx.Err() != nil:
 		return c, ctx.Err()
 	case err != nil:
-		return c, fmt.Errorf("content %s: %w: %w", d, ErrDamaged, err)
+		return c, fmt.Errorf("content %s: %w", d, judged(err))
 	case c.Digest != d:
 		return c, fmt.Errorf("content %s: %w: digest of %d bytes is %s", d, ErrDamaged, c.Size, c.Digest)
 	}

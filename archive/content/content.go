@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -73,7 +74,7 @@ func (s *Store) PlainPath(d archive.Digest) string {
 func (s *Store) Reload() { s.packs.reload() }
 
 // Size returns the size of what is kept as a content, in bytes. What is in it
-// only reading tells. The error is ErrMissing or ErrDamaged.
+// only reading tells. The error is as in Locate.
 func (s *Store) Size(d archive.Digest) (int64, error) {
 	size, _, err := s.Locate(d)
 	return size, err
@@ -86,7 +87,8 @@ type Place uint64
 const plainPlace = Place(1) << 63
 
 // Locate returns the size of what is kept as a content, and where it lies. The
-// error is ErrMissing or ErrDamaged.
+// error is ErrMissing or ErrDamaged, or another if the system does not let one
+// look: then nothing is known of the content.
 func (s *Store) Locate(d archive.Digest) (int64, Place, error) {
 	return s.locate(d, s.packs.size)
 }
@@ -95,28 +97,32 @@ func (s *Store) Locate(d archive.Digest) (int64, Place, error) {
 // looks at each pack once. It must not be called concurrently.
 func (s *Store) Locator() func(archive.Digest) (int64, Place, error) {
 	sizes := make(map[uint32]int64)
-	size := func(n uint32) int64 {
-		if _, ok := sizes[n]; !ok {
-			sizes[n] = s.packs.size(n)
+	size := func(n uint32) (size int64, err error) {
+		if known, ok := sizes[n]; ok {
+			return known, nil
 		}
-		return sizes[n]
+		if size, err = s.packs.size(n); err == nil {
+			sizes[n] = size
+		}
+		return size, err
 	}
 	return func(d archive.Digest) (int64, Place, error) { return s.locate(d, size) }
 }
 
-func (s *Store) locate(d archive.Digest, packSize func(uint32) int64) (int64, Place, error) {
-	if l, ok := s.packs.findBy(d, packSize); ok {
-		if l.bad {
-			return 0, 0, fmt.Errorf("%w: other bytes than its digest says", ErrDamaged)
-		}
+func (s *Store) locate(d archive.Digest, packSize func(uint32) (int64, error)) (int64, Place, error) {
+	l, err := s.packs.findBy(d, packSize)
+	switch {
+	case err == nil && l.bad:
+		return 0, 0, fmt.Errorf("%w: other bytes than its digest says", ErrDamaged)
+	case err == nil:
 		return int64(l.size), l.place(), nil
+	case !errors.Is(err, ErrMissing):
+		return 0, 0, err
 	}
 	info, err := os.Lstat(s.PlainPath(d))
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return 0, 0, ErrMissing
 	case err != nil:
-		return 0, 0, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return 0, 0, judged(err)
 	case !info.Mode().IsRegular():
 		return 0, 0, fmt.Errorf("%w: not a regular file", ErrDamaged)
 	}
@@ -145,12 +151,12 @@ func (r *Reader) Close() error { return r.f.Close() }
 func (r *Reader) Written() time.Time { return r.written }
 
 // Open opens a content for reading. Nothing says yet that its bytes are right.
-// The error is ErrMissing or ErrDamaged.
+// The error is as in Locate.
 func (s *Store) Open(d archive.Digest) (*Reader, error) {
-	if r, ok := s.packs.open(d); ok {
-		return r, nil
+	r, err := s.packs.open(d)
+	if errors.Is(err, ErrMissing) {
+		r, err = openPlain(s.PlainPath(d))
 	}
-	r, err := openPlain(s.PlainPath(d))
 	if err != nil {
 		return nil, fmt.Errorf("content %s: %w", d, err)
 	}
@@ -159,13 +165,33 @@ func (s *Store) Open(d archive.Digest) (*Reader, error) {
 
 func openPlain(path string) (*Reader, error) {
 	f, info, err := openRegular(path, os.O_RDONLY)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, ErrMissing
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	if err != nil {
+		return nil, judged(err)
 	}
 	return &Reader{io.NewSectionReader(f, 0, info.Size()), f, info.ModTime()}, nil
+}
+
+// judged is what an error of the system says of a file: ErrMissing, or ErrDamaged
+// if it will not be read however often one tries. Any other, such as a want of
+// descriptors, says nothing of the file, and is returned as it is: who took it for
+// damage would repair what is right, and tell of what is not so.
+func judged(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return ErrMissing
+	case irregular(err) || isAny(err, unix.EIO, unix.EUCLEAN, unix.EBADMSG):
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
+}
+
+// irregular says that something else lies in the place of a file or directory.
+func irregular(err error) bool {
+	return isAny(err, disk.ErrIrregular, unix.ELOOP, unix.ENOTDIR, unix.EISDIR, unix.ENXIO)
+}
+
+func isAny(err error, all ...error) bool {
+	return slices.ContainsFunc(all, func(one error) bool { return errors.Is(err, one) })
 }
 
 // openRegular opens a file without waiting for what is none.

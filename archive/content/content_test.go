@@ -123,10 +123,9 @@ func change(t testing.TB, path string, f func([]byte) []byte) {
 	}
 }
 
-// checkAll returns what CheckAll finds wrong.
-func checkAll(t testing.TB, s *Store, all []Bytes, how Checking) []archive.Digest {
+// itemsOf returns contents in the order in which they lie on the disk.
+func itemsOf(t testing.TB, s *Store, all []Bytes) (items []Item) {
 	t.Helper()
-	var items []Item
 	for _, c := range all {
 		size, place, err := s.Locate(c.Digest)
 		if err != nil {
@@ -135,6 +134,13 @@ func checkAll(t testing.TB, s *Store, all []Bytes, how Checking) []archive.Diges
 		items = append(items, Item{c.Digest, place, size})
 	}
 	slices.SortFunc(items, func(a, b Item) int { return cmp.Compare(a.Place, b.Place) })
+	return items
+}
+
+// checkAll returns what CheckAll finds wrong.
+func checkAll(t testing.TB, s *Store, all []Bytes, how Checking) []archive.Digest {
+	t.Helper()
+	items := itemsOf(t, s, all)
 	var wrong []archive.Digest
 	passed := 0
 	how.Wrong = func(it Item, err error) { wrong = append(wrong, it.Digest) }
@@ -517,6 +523,34 @@ func TestRemove(t *testing.T) {
 	wantHeld(t, open(t, dir), append(drop, keep...)...)
 }
 
+// A pack that is about to go is not written to.
+func TestTidyLeavesAlone(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	keep, drop := some(7, 10), some(8, 40)
+	put(t, s, append(keep, drop...)...)
+	if err := s.Remove(digests(drop)); err != nil {
+		t.Fatal(err)
+	}
+	pack := packFiles(t, dir)[0]
+	old, err := os.Open(pack)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	before, err1 := os.ReadFile(pack)
+	err2 := s.Tidy(t.Context())
+	after, err3 := io.ReadAll(old)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(pack); !errors.Is(err, fs.ErrNotExist) || !bytes.Equal(before, after) {
+		t.Errorf("the pack was changed: %v, or is there: %v", !bytes.Equal(before, after), err)
+	}
+	wantHeld(t, s, keep...)
+	wantHeld(t, open(t, dir), keep...)
+}
+
 // A pack with a damaged member is kept until a good copy of it has come.
 func TestTidyKeepsDamaged(t *testing.T) {
 	dir := t.TempDir()
@@ -598,7 +632,7 @@ func TestCheckAll(t *testing.T) {
 		"paced":     {Took: func(ctx context.Context, d time.Duration) error { pauses++; return ctx.Err() }},
 	} {
 		for _, c := range all { // what was found before is not remembered
-			if l, ok := s.packs.find(c.Digest); ok && l.bad {
+			if l, err := s.packs.find(c.Digest); err == nil && l.bad {
 				s.packs.mu.Lock()
 				l.bad = false
 				s.packs.index[c.Digest] = l

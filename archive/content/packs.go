@@ -94,50 +94,64 @@ func (p *packs) list() ([]uint32, error) {
 	return all, err
 }
 
-// load makes the index from the packs, once. A pack that cannot be read is left
-// out: what it holds is then missing.
-func (p *packs) load() {
+// load makes the index from the packs, once. A pack that the disk does not give
+// is left out: what it holds is then missing. Any other error says nothing of the
+// packs, and the next load begins anew.
+func (p *packs) load() error {
 	p.mu.RLock()
 	loaded := p.loaded
 	p.mu.RUnlock()
 	if loaded {
-		return
+		return nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.loaded {
-		return
+		return nil
 	}
-	p.loaded, p.index, p.live = true, make(map[archive.Digest]location), make(map[uint32]int64)
-	all, _ := p.list()
-	for i, n := range all {
-		p.loadPack(n, i == len(all)-1)
+	p.index, p.live = make(map[archive.Digest]location), make(map[uint32]int64)
+	all, err := p.list()
+	if lasting(err) {
+		all, err = nil, nil
 	}
+	for i := 0; i < len(all) && err == nil; i++ {
+		err = p.loadPack(all[i], i == len(all)-1)
+	}
+	p.loaded = err == nil
+	return err
 }
 
-// reload makes the index anew from the disk.
+// lasting says that what an error is about will not be read however often one
+// tries.
+func lasting(err error) bool { return isAny(judged(err), ErrMissing, ErrDamaged) }
+
+// reload makes the index anew from the disk, when it is next asked for if that
+// cannot be done at the time.
 func (p *packs) reload() {
 	p.turn.Lock() // nothing is written meanwhile
 	defer p.turn.Unlock()
 	fresh := newPacks(p.root, p.room)
 	fresh.flush = p.flush
-	fresh.load()
+	err := fresh.load()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.loaded, p.index, p.live = true, fresh.index, fresh.live
+	p.loaded, p.index, p.live = err == nil, fresh.index, fresh.live
 }
 
 // loadPack adds what a pack holds to the index. The newest one may have been cut
 // off while it was written, so all of it is read, and made durable before it
 // counts as held: it may be in the page cache alone.
-func (p *packs) loadPack(n uint32, newest bool) {
+func (p *packs) loadPack(n uint32, newest bool) error {
 	f, info, err := openRegular(p.path(n), os.O_RDONLY)
+	if lasting(err) {
+		return nil
+	}
 	if err != nil {
-		return
+		return err
 	}
 	defer f.Close()
 	if newest && p.flush(f) != nil {
-		return
+		return nil
 	}
 	p.live[n] += 0
 	scan(f, info.Size(), newest, func(m found) {
@@ -145,6 +159,7 @@ func (p *packs) loadPack(n uint32, newest bool) {
 			p.set(m.digest, m.in(n))
 		}
 	})
+	return nil
 }
 
 // set makes l the place of a content, unless it is known to be bad and another
@@ -181,74 +196,118 @@ func (p *packs) blame(d archive.Digest, l location) {
 	}
 }
 
-// find returns where a content lies, as long as its pack reaches that far.
-func (p *packs) find(d archive.Digest) (location, bool) { return p.findBy(d, p.size) }
+// find returns where a content lies, as long as its pack reaches that far. The
+// error is as in Locate.
+func (p *packs) find(d archive.Digest) (location, error) { return p.findBy(d, p.size) }
 
 // findBy is find with another way to learn the length of a pack.
-func (p *packs) findBy(d archive.Digest, size func(uint32) int64) (location, bool) {
-	p.load()
+func (p *packs) findBy(d archive.Digest, size func(uint32) (int64, error)) (location, error) {
+	if err := p.load(); err != nil {
+		return location{}, err
+	}
 	p.mu.RLock()
 	l, ok := p.index[d]
 	p.mu.RUnlock()
-	if !ok || size(l.pack) >= l.end() {
-		return l, ok
+	if !ok {
+		return l, ErrMissing
 	}
-	if p.size(l.pack) < l.end() {
+	if n, err := size(l.pack); err != nil || n >= l.end() {
+		return l, err
+	}
+	n, err := p.size(l.pack)
+	if err != nil {
+		return l, err
+	}
+	if n < l.end() {
 		p.forget(d, l)
 	}
 	return p.find(d) // it may have moved
 }
 
 // size returns the length of a pack, 0 if there is none.
-func (p *packs) size(n uint32) int64 {
+func (p *packs) size(n uint32) (int64, error) {
 	info, err := os.Lstat(p.path(n))
-	if err != nil || !info.Mode().IsRegular() {
-		return 0
+	switch {
+	case err == nil && info.Mode().IsRegular():
+		return info.Size(), nil
+	case err == nil || none(err):
+		return 0, nil
 	}
-	return info.Size()
+	return 0, judged(err)
 }
 
-// open opens a packed content.
-func (p *packs) open(d archive.Digest) (*Reader, bool) {
+// none says that there is no file of that name.
+func none(err error) bool { return errors.Is(err, fs.ErrNotExist) || irregular(err) }
+
+// pack opens the pack of a content. It forgets what lies in one that is gone, and
+// nothing for any other error.
+func (p *packs) pack(d archive.Digest) (location, *os.File, os.FileInfo, error) {
 	for {
-		l, ok := p.find(d)
-		if !ok {
-			return nil, false
+		l, err := p.find(d)
+		if err != nil {
+			return l, nil, nil, err
 		}
 		f, info, err := openRegular(p.path(l.pack), os.O_RDONLY)
 		if err == nil {
-			return &Reader{io.NewSectionReader(f, l.offset()+block, int64(l.size)), f, info.ModTime()}, true
+			return l, f, info, nil
+		}
+		if !none(err) {
+			return l, nil, nil, judged(err)
 		}
 		p.forget(d, l)
 	}
 }
 
-// right reads a packed content and reports whether it is what it should be.
-func (p *packs) right(d archive.Digest) bool {
-	l, ok := p.find(d)
-	if !ok || l.bad {
-		return false
-	}
-	_, err := p.read(d, l, true)
-	return err == nil
-}
-
-// read returns a member with its header and padding, checked; off the disk
-// unless it may be cached.
-func (p *packs) read(d archive.Digest, l location, cached bool) ([]byte, error) {
-	f, _, err := openRegular(p.path(l.pack), os.O_RDONLY)
+// open opens a packed content.
+func (p *packs) open(d archive.Digest) (*Reader, error) {
+	l, f, info, err := p.pack(d)
 	if err != nil {
 		return nil, err
 	}
+	return &Reader{io.NewSectionReader(f, l.offset()+block, int64(l.size)), f, info.ModTime()}, nil
+}
+
+// right reads a packed content and reports whether it is what it should be.
+func (p *packs) right(d archive.Digest) (bool, error) {
+	if l, err := p.find(d); err == nil && l.bad {
+		return false, nil
+	}
+	_, err := p.check(d, true)
+	if isAny(err, ErrMissing, ErrDamaged) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// check reads a packed content, off the disk unless it may be cached. The error
+// is as in Locate.
+func (p *packs) check(d archive.Digest, cached bool) (location, error) {
+	l, f, _, err := p.pack(d)
+	if err != nil {
+		return l, err
+	}
 	defer f.Close()
+	_, err = p.read(f, d, l, cached)
+	return l, err
+}
+
+// read returns a member of a pack with its header and padding, checked. It blames
+// the content only for bytes that are wrong, or that the disk does not give.
+func (p *packs) read(f *os.File, d archive.Digest, l location, cached bool) ([]byte, error) {
 	b := make([]byte, span(int64(l.size)))
 	if !cached {
 		unix.Fadvise(int(f.Fd()), l.offset(), int64(len(b)), unix.FADV_DONTNEED)
 	}
-	if _, err = f.ReadAt(b, l.offset()); err == nil && !(member{digest: d, size: int64(l.size)}).whole(b) {
-		err = ErrDamaged
+	_, err := f.ReadAt(b, l.offset())
+	switch {
+	case err == io.EOF:
+		err = fmt.Errorf("%w: its pack ends before it does", ErrDamaged)
+	case err != nil:
+		err = judged(err)
+	case !(member{digest: d, size: int64(l.size)}).whole(b):
+		err = fmt.Errorf("%w: other bytes than its digest says", ErrDamaged)
 	}
-	if err != nil {
+	if errors.Is(err, ErrDamaged) {
 		p.blame(d, l)
 	}
 	return b, err
@@ -285,10 +344,17 @@ func (p *packs) append(all []Bytes) error {
 	var missing []Bytes
 	seen := make(map[archive.Digest]bool)
 	for _, c := range all {
-		if !seen[c.Digest] && !p.right(c.Digest) {
-			missing = append(missing, c)
+		if seen[c.Digest] {
+			continue
 		}
 		seen[c.Digest] = true
+		right, err := p.right(c.Digest)
+		if err != nil {
+			return err
+		}
+		if !right {
+			missing = append(missing, c)
+		}
 	}
 	return p.write(missing)
 }
@@ -347,14 +413,15 @@ func (p *packs) fill(all []Bytes) (n int, err error) {
 	return n, nil
 }
 
-// publish enters a content that is on the disk now. A copy that was there before
-// it marks as removed: if that fails, the newer one is found all the same.
+// publish enters a content that is on the disk now. A bad copy that was there
+// before it marks as removed: if that fails, the newer one is found all the same.
+// A good one lies in a pack that goes as soon as all of it is elsewhere.
 func (p *packs) publish(d archive.Digest, l location) {
 	p.mu.Lock()
 	old, ok := p.index[d]
 	p.set(d, l)
 	p.mu.Unlock()
-	if ok {
+	if ok && old.bad {
 		p.bury(d, old)
 	}
 }
@@ -391,7 +458,9 @@ func (p *packs) ready() error {
 		}
 		p.leave()
 	}
-	p.load()
+	if err := p.load(); err != nil {
+		return err
+	}
 	all, err := p.list()
 	if err != nil {
 		return err

@@ -18,9 +18,12 @@ func (p *packs) remove(all []archive.Digest) error {
 	defer p.turn.Unlock()
 	touched := make(map[uint32]bool)
 	for _, d := range all {
-		l, ok := p.find(d)
-		if !ok {
+		l, err := p.find(d)
+		if errors.Is(err, ErrMissing) {
 			continue
+		}
+		if err != nil {
+			return err
 		}
 		if err := p.bury(d, l); err != nil {
 			return err
@@ -46,6 +49,9 @@ func (p *packs) sync(n uint32) error {
 
 // tidy rewrites the packs of which half or more is of no use.
 func (p *packs) tidy(ctx context.Context) error {
+	if err := p.load(); err != nil {
+		return err
+	}
 	for _, n := range p.wasteful() {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -59,7 +65,6 @@ func (p *packs) tidy(ctx context.Context) error {
 
 // wasteful returns the packs of which half or more is of no use.
 func (p *packs) wasteful() []uint32 {
-	p.load()
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	var out []uint32
@@ -90,7 +95,7 @@ func (p *packs) rewrite(n uint32) error {
 	if _, err := scan(f, info.Size(), false, func(m found) { p.discover(n, m) }); err != nil {
 		return err
 	}
-	all, ok := p.members(n)
+	all, ok := p.members(f, n)
 	if !ok {
 		return nil
 	}
@@ -105,8 +110,8 @@ func (p *packs) rewrite(n uint32) error {
 }
 
 // members reads what is of use in a pack, which is at most half of it. It is
-// false if some of that is damaged.
-func (p *packs) members(n uint32) ([]Bytes, bool) {
+// false if some of that cannot be read, or is damaged.
+func (p *packs) members(f *os.File, n uint32) ([]Bytes, bool) {
 	in := make(map[archive.Digest]location)
 	p.mu.RLock()
 	for d, l := range p.index {
@@ -118,7 +123,7 @@ func (p *packs) members(n uint32) ([]Bytes, bool) {
 	order := slices.SortedFunc(maps.Keys(in), func(a, b archive.Digest) int { return cmp.Compare(in[a].block, in[b].block) })
 	var all []Bytes
 	for _, d := range order {
-		b, err := p.read(d, in[d], false)
+		b, err := p.read(f, d, in[d], false)
 		if err != nil {
 			return nil, false
 		}

@@ -98,11 +98,8 @@ func (p *peerHandler) blocks(w http.ResponseWriter, r *http.Request) error {
 		return wire.Errorf(wire.CodeBadRequest, "page must be a number below 2^32")
 	}
 	f, err := p.store.OpenContent(d)
-	switch {
-	case errors.Is(err, ErrMissing):
-		return wire.Errorf(wire.CodeMissing, "content %s is not here", d)
-	case err != nil:
-		return wire.Errorf(wire.CodeDamaged, "content %s cannot be read", d)
+	if err != nil {
+		return notOpened(d, err)
 	}
 	defer f.Close()
 	b, err := p.lists.page(r.Context(), listKey{d, page, f.Size(), f.Written()}, f)

@@ -26,7 +26,8 @@ func (s *Store) HasContent(d archive.Digest) bool {
 func (s *Store) contentSize(d archive.Digest) (int64, error) { return s.contents.Size(d) }
 
 // OpenContent opens a content for reading. Nothing says yet that its bytes are
-// right. The error is ErrMissing or ErrDamaged.
+// right. The error is ErrMissing or ErrDamaged, or another if nothing is known of
+// the content.
 func (s *Store) OpenContent(d archive.Digest) (*content.Reader, error) { return s.contents.Open(d) }
 
 // PutContent keeps what r gives, provided that it is exactly size bytes with
@@ -55,8 +56,7 @@ func (r *boundReader) Read(p []byte) (int, error) {
 }
 
 // CheckContent reads a content off the disk, not out of the page cache, and
-// returns what is there. The error is ErrMissing or ErrDamaged, or the
-// context's.
+// returns what is there. The error is as in OpenContent, or the context's.
 func (s *Store) CheckContent(ctx context.Context, d archive.Digest, p *pace) (archive.Content, error) {
 	return s.contents.Check(ctx, d, p.limit())
 }

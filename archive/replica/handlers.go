@@ -264,11 +264,8 @@ func (p *peerHandler) content(w http.ResponseWriter, r *http.Request) error {
 		return badRequest(err)
 	}
 	f, err := p.store.OpenContent(d)
-	switch {
-	case errors.Is(err, ErrMissing):
-		return wire.Errorf(wire.CodeMissing, "content %s is not here", d)
-	case err != nil:
-		return wire.Errorf(wire.CodeDamaged, "content %s cannot be read", d)
+	if err != nil {
+		return notOpened(d, err)
 	}
 	defer f.Close()
 	h := w.Header()
@@ -277,6 +274,17 @@ func (p *peerHandler) content(w http.ResponseWriter, r *http.Request) error {
 	h.Set("ETag", `"`+d.String()+`"`)
 	http.ServeContent(&slowWriter{ResponseWriter: w}, r, "", time.Time{}, f)
 	return nil
+}
+
+// notOpened tells a peer why a content could not be opened.
+func notOpened(d archive.Digest, err error) error {
+	switch {
+	case errors.Is(err, ErrMissing):
+		return wire.Errorf(wire.CodeMissing, "content %s is not here", d)
+	case errors.Is(err, ErrDamaged):
+		return wire.Errorf(wire.CodeDamaged, "content %s cannot be read", d)
+	}
+	return wire.Errorf(wire.CodeUnavailable, "content %s cannot be opened at the time", d)
 }
 
 // stride is how many bytes a peer must take or send within requestTime.

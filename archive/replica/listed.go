@@ -97,6 +97,9 @@ func (a *auditor) list(ctx context.Context, from eachContent) error {
 			a.listed.items = append(a.listed.items, content.Item{Digest: c.Digest, Place: place, Size: size})
 			return ctx.Err()
 		}
+		if !errors.Is(err, ErrMissing) && !errors.Is(err, ErrDamaged) {
+			return fmt.Errorf("content of %q: %w", n, err) // nobody knows what it is
+		}
 		return a.wrong(ctx, n, c, err)
 	})
 	if err != nil {
