@@ -431,7 +431,7 @@ func (a *auditor) pages(s *Store, tx *bolt.Tx) error {
 // the file is damaged rows are missing, and some are nonsense. The work is in
 // proportion to the size, whatever the pages claim.
 func Salvage(file io.ReaderAt, size int64, fn func(key, val []byte) error) error {
-	const step = 4096
+	step := pageLength(file)
 	head, budget := make([]byte, step), 4*size
 	for at := int64(0); at < size; at += step {
 		if n, _ := file.ReadAt(head, at); n < pageHeader || page(head).flags() != leafPage {
@@ -450,6 +450,36 @@ func Salvage(file io.ReaderAt, size int64, fn func(key, val []byte) error) error
 		}
 	}
 	return nil
+}
+
+// minPage and maxPage bound the length of a bbolt file's pages: os.Getpagesize()
+// of the machine that made it, a power of two.
+const minPage, maxPage = 1 << 10, 64 << 10
+
+// pageLength is the length of the pages of a bbolt file, in bytes, as its meta pages
+// give it. The second lies where the second page begins, so each length is tried.
+// If neither is good it is that of this machine.
+func pageLength(file io.ReaderAt) int64 {
+	var b [metaSize]byte
+	meta := func(at int64) int64 {
+		if _, err := file.ReadAt(b[:], at+pageHeader); err != nil || !validMeta(b[:]) {
+			return 0
+		}
+		n := int64(binary.LittleEndian.Uint32(b[8:]))
+		if n < minPage || n > maxPage || n&(n-1) != 0 {
+			return 0
+		}
+		return n
+	}
+	if n := meta(0); n > 0 {
+		return n
+	}
+	for n := int64(minPage); n <= maxPage; n *= 2 {
+		if meta(n) == n {
+			return n
+		}
+	}
+	return int64(os.Getpagesize())
 }
 
 // maxSalvage bounds what is read of a page that claims to be a long one.

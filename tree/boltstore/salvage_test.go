@@ -3,10 +3,14 @@ package boltstore
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/bonafide-archive/bonafide/tree"
 )
@@ -79,5 +83,48 @@ func TestSalvage(t *testing.T) {
 	}
 	if most := lost * 45; fetched > most {
 		t.Errorf("%d names must be fetched for %d lost pages, want at most %d", fetched, lost, most)
+	}
+}
+
+// TestSalvagePageSize: rows are found in a file from a machine with other pages,
+// also if one of its meta pages is lost.
+func TestSalvagePageSize(t *testing.T) {
+	for _, size := range []int{1 << 10, 4 << 10, 16 << 10, 64 << 10} {
+		for _, lost := range []int{-1, 0, 1} {
+			path := filepath.Join(t.TempDir(), "rows")
+			db, err := bolt.Open(path, 0o600, &bolt.Options{PageSize: size})
+			if err != nil {
+				t.Fatal(err)
+			}
+			const n = 3000
+			fill := func(tx *bolt.Tx) error {
+				b, err := tx.CreateBucket([]byte("rows"))
+				for i := 0; err == nil && i < n; i++ {
+					err = b.Put(fmt.Appendf(nil, "name %04d", i), bytes.Repeat([]byte{byte(i)}, 40+i%7*300))
+				}
+				return err
+			}
+			if err := errors.Join(db.Update(fill), db.Close()); err != nil {
+				t.Fatal(err)
+			}
+			file, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if lost >= 0 {
+				clear(file[lost*size : (lost+1)*size])
+			}
+			found := make(map[string]bool)
+			err = Salvage(bytes.NewReader(file), int64(len(file)), func(key, val []byte) error {
+				var i int
+				if k, err := fmt.Sscanf(string(key), "name %04d", &i); k == 1 && err == nil && len(val) == 40+i%7*300 {
+					found[string(key)] = true
+				}
+				return nil
+			})
+			if err != nil || len(found) != n {
+				t.Errorf("pages of %d bytes, without meta page %d: %d of %d rows, %v", size, lost, len(found), n, err)
+			}
+		}
 	}
 }
