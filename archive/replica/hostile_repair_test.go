@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -194,6 +195,35 @@ func TestRepairTreeHostile(t *testing.T) {
 			}
 			checkTree(t, w.store, w.rec)
 		})
+	}
+}
+
+// A peer that says of every page, late, that it is damaged is asked once, as long
+// as another has the pages: it must not slow each of them.
+func TestRepairTreeSlowDamaged(t *testing.T) {
+	v := newVault(t, 0, entryPairs(0, 9000, 1), 1)
+	var asked, served atomic.Int64
+	refusal := newPeerHandler(v.store, new(shelf), quiet())
+	v.serveLies(t, v.Replicas[1], wire.PathProof, func(w http.ResponseWriter, r *http.Request, _ []byte) {
+		asked.Add(1)
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-r.Context().Done():
+		}
+		refusal.replying(func(http.ResponseWriter, *http.Request) error {
+			return wire.Errorf(wire.CodeDamaged, "damaged")
+		})(w, r)
+	})
+	v.serveLies(t, v.Replicas[2], wire.PathProof, func(w http.ResponseWriter, _ *http.Request, honest []byte) {
+		served.Add(1)
+		w.Write(honest)
+	})
+	if err := v.try(t); err != nil {
+		t.Fatal(err)
+	}
+	checkTree(t, v.store, v.rec)
+	if asked.Load() != 1 || served.Load() < 3 {
+		t.Errorf("asked the damaged peer %d times for %d pages", asked.Load(), served.Load())
 	}
 }
 

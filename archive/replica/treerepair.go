@@ -66,6 +66,7 @@ type treeRepair struct {
 
 	mu      sync.Mutex // guards what follows
 	dropped []bool     // by source
+	damaged []int      // by source: pages that it said are damaged
 	turn    int
 }
 
@@ -79,7 +80,7 @@ func (r *treeRepair) run(ctx context.Context) error {
 	if err := errors.Join(os.MkdirAll(r.store.dir, 0o700), evict(r.store.TreePath())); err != nil {
 		return fmt.Errorf("repair tree: %w", err)
 	}
-	r.dropped = make([]bool, len(r.sources))
+	r.dropped, r.damaged = make([]bool, len(r.sources)), make([]int, len(r.sources))
 	tries, sound := r.attempts(ctx)
 	if sound {
 		return nil
@@ -442,7 +443,8 @@ func (r *treeRepair) page(ctx context.Context, from, to []byte) ([]tree.Pair, []
 var errDamagedThere = errors.New("damaged at all peers")
 
 // pageOfAny is page for at most limit names. The sources take turns, and those
-// that fail are dropped; one that says that it is damaged has other pages.
+// that fail are dropped. One that says that it is damaged may have other pages, and
+// is asked after those that said so less often: it may be slow to say it.
 func (r *treeRepair) pageOfAny(ctx context.Context, from, to []byte, limit int) ([]tree.Pair, []byte, error) {
 	tried, none := make([]bool, len(r.sources)), errNoSource
 	for {
@@ -459,6 +461,7 @@ func (r *treeRepair) pageOfAny(ctx context.Context, from, to []byte, limit int) 
 			return nil, nil, ctx.Err()
 		case errors.Is(err, &wire.Error{Code: wire.CodeDamaged}):
 			tried[i], none = true, errDamagedThere
+			r.noteDamaged(i)
 			continue
 		}
 		r.log.Warn("drop a source of the tree", "because", err)
@@ -466,18 +469,25 @@ func (r *treeRepair) pageOfAny(ctx context.Context, from, to []byte, limit int) 
 	}
 }
 
-// source is the source whose turn it is, of those that were not tried.
-func (r *treeRepair) source(tried []bool) (i int, ok bool) {
+// source is the source whose turn it is, of those with the fewest damaged pages
+// that were not tried.
+func (r *treeRepair) source(tried []bool) (best int, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for range r.sources {
-		i = r.turn % len(r.sources)
-		r.turn++
-		if !r.dropped[i] && !tried[i] {
-			return i, true
+	for k := range r.sources {
+		i := (r.turn + k) % len(r.sources)
+		if !r.dropped[i] && !tried[i] && (!ok || r.damaged[i] < r.damaged[best]) {
+			best, ok = i, true
 		}
 	}
-	return 0, false
+	r.turn = best + 1
+	return best, ok
+}
+
+func (r *treeRepair) noteDamaged(i int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.damaged[i]++
 }
 
 func (r *treeRepair) drop(i int) {
