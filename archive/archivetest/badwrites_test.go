@@ -29,7 +29,7 @@ var writeCalls = []string{"pwrite64", "fsync", "fdatasync", "renameat", "falloca
 // seen a failure it acknowledges nothing more before it has started anew. The
 // archive goes on without it, and it catches up.
 func TestBadWrites(t *testing.T) {
-	needStrace(t)
+	archivetest.NeedStrace(t)
 	t.Parallel()
 	c := newSiege(t)
 	c.bind("good/a", "here to stay")
@@ -57,19 +57,6 @@ func TestBadWrites(t *testing.T) {
 	c.next()
 	c.unharmed()
 	b.allBound()
-}
-
-// needStrace skips a test, or fails it where all must run, if no system call can
-// be made to fail.
-func needStrace(t *testing.T) {
-	err := exec.Command("strace", "-f", "-o", "/dev/null", "-e", "inject=fsync:error=EIO", "true").Run()
-	switch {
-	case err == nil:
-	case os.Getenv("BONAFIDE_REQUIRE_STRACE") != "":
-		t.Fatalf("strace does not work here, and BONAFIDE_REQUIRE_STRACE is set: %v", err)
-	default:
-		t.Skipf("strace does not work here (apt install strace; ptrace must be permitted): %v", err)
-	}
 }
 
 // badDisk makes writes of replica 4 fail.

@@ -160,7 +160,7 @@ func renewed(path string) (*Pending, error) {
 	}
 	damage, err := p.takeRows(path)
 	if err == nil && damage != nil {
-		err = errors.Join(evict(path+".damaged"), os.Rename(path, path+".damaged"))
+		err = setAside(path)
 	}
 	if err == nil {
 		err = os.Rename(fresh, path)
@@ -175,6 +175,13 @@ func renewed(path string) (*Pending, error) {
 	}
 	p.damage = damage
 	return p, nil
+}
+
+// setAside keeps a damaged file under another name. It stays at path too, until
+// the new one takes its place: after a crash in between its rows are still found.
+func setAside(path string) error {
+	aside := path + ".damaged"
+	return errors.Join(os.RemoveAll(aside), os.Link(path, aside))
 }
 
 // loaded opens a buffer that is as it was written.
@@ -233,9 +240,14 @@ func (p *Pending) abandon() error {
 // of a submission is its digest. damage says why not all could be read; err, why
 // they could not be written.
 func (p *Pending) takeRows(path string) (damage, err error) {
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	if err != nil { // it says nothing of what is in the file
+		return nil, err
+	}
+	defer f.Close()
 	readable, damage := boltstore.CheckFile(path)
 	if readable {
 		lost, err := p.takeReadable(path)
@@ -245,7 +257,7 @@ func (p *Pending) takeRows(path string) (damage, err error) {
 		damage = errors.Join(damage, lost)
 	}
 	if damage != nil {
-		err = p.salvage(path)
+		err = p.salvage(f)
 	}
 	return damage, err
 }
@@ -273,15 +285,10 @@ func (p *Pending) takeReadable(path string) (damage, err error) {
 
 // salvage copies the submissions that lie anywhere in a damaged file. Some may
 // have been dropped before; they will be again.
-func (p *Pending) salvage(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil // nothing to be had
-	}
-	defer f.Close()
+func (p *Pending) salvage(f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
-		return nil
+		return err
 	}
 	err = boltstore.Salvage(f, info.Size(), func(key, val []byte) error {
 		d := archive.DigestOf(val)
