@@ -291,7 +291,8 @@ func (a *attempt) claimed() []byte {
 }
 
 // decided checks the block once more by the same rule, since the engine is not
-// trusted for safety, keeps it, and pushes it to all.
+// trusted for safety, keeps it, and pushes it to all. It goes on with none that
+// passes over our own committed record.
 func (a *attempt) decided(raw []byte) (consensus.Block, error) {
 	block, err := a.check(raw)
 	if err != nil {
@@ -301,5 +302,24 @@ func (a *attempt) decided(raw []byte) (consensus.Block, error) {
 		return block, fmt.Errorf("keep block: %w", err)
 	}
 	a.board.publish(itemBlock, raw)
+	if own, ok := committedAfter(a.base, a.statement); ok && passesOver(block, a.tick, own) {
+		return block, fmt.Errorf("block: %w: it passes over our own of tick %d", errRule, own.Tick)
+	}
 	return block, nil
+}
+
+// passesOver reports whether preparing a block of tick would pass over a
+// replica's own committed record. The join set may leave it out, or show a join
+// that the replica's device made while it was faulty, for which only stolen
+// agreement keys vouch. But of any Q that prepare, a correct one has committed
+// what Q committed before. At the vote's own tick the replica has prepared.
+func passesOver(b consensus.Block, tick uint64, own trust.Vote) bool {
+	c := b.Carried
+	switch {
+	case own.Tick == tick:
+		return false
+	case c == nil || c.Tick < own.Tick:
+		return true
+	}
+	return c.Tick == own.Tick && archive.DigestOf(c.Record) != archive.Digest(own.Record)
 }

@@ -2,6 +2,8 @@ package replica
 
 import (
 	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -344,4 +346,70 @@ func TestStolenAgreementKeys(t *testing.T) {
 	j.Attestation = trust.EncodeSoftware(key, trust.Statement{Mode: trust.ModeUpdate, Slots: f.slots(1, 1), Counts: counts, Safe: true}, j.Nonce())
 	b.Proposals[0] = f.vouched(j)
 	f.want("attestation by a key of his own", 1, b, "does not verify")
+}
+
+// A device that was faulty in the phase before has attested a join ahead, and
+// stolen agreement keys vouch for it: the block passes over what Q replicas have
+// committed meanwhile, and passes the check. None that has committed prepares it.
+func TestJoinMadeAhead(t *testing.T) {
+	f := newForge(t)
+	f.store(2, f.slots(2, 3))
+	ahead := f.proposal(2, 3)
+	first := f.block(1, nil, 1, 2, 4)
+	vote := f.vote(1, f.record(1, first))
+	if err := soft.Reset(filepath.Join(f.Replicas[1].Dir, "mas")); err != nil {
+		t.Fatal(err)
+	}
+	b := f.block(3, map[uint32]trust.Vote{1: vote}, 3, 4)
+	b.Proposals = slices.Insert(b.Proposals, 0, ahead)
+	f.want("fresh over a committed record", 3, b, "")
+	for _, id := range []uint32{1, 2} {
+		if err := f.decide(id, 3, vote, b); !errors.Is(err, errRule) {
+			t.Errorf("replica %d, which has committed: %v, want %v", id, err, errRule)
+		}
+	}
+	if err := f.decide(3, 3, trust.Vote{}, b); err != nil {
+		t.Errorf("replica 3, which has not committed: %v", err)
+	}
+}
+
+// decide hands a decided block to a replica whose device holds a committed vote.
+func (f *forge) decide(id uint32, tick uint64, committed trust.Vote, b consensus.Block) error {
+	s := f.slots(id, tick)
+	s.Committed = committed
+	p := &phase{
+		Config: Config{Roster: f.Roster, ID: id}, dir: phaseDir(f.t.TempDir()), base: f.base,
+		statement: trust.Statement{Slots: s}, board: newBoard(rand.Reader),
+	}
+	a := p.newAttempt(tick)
+	if err := a.dir.begin("boot"); err != nil {
+		return err
+	}
+	_, err := a.decided(b.Bytes())
+	return err
+}
+
+func TestPassesOver(t *testing.T) {
+	ours, other := []byte("ours"), []byte("another")
+	carried := func(tick uint64, rec []byte) *consensus.Carried { return &consensus.Carried{Tick: tick, Record: rec} }
+	for _, tt := range []struct {
+		name string
+		own  uint64
+		c    *consensus.Carried
+		want bool
+	}{
+		{"fresh", 2, nil, true},
+		{"ours", 2, carried(2, ours), false},
+		{"ours, of a later tick", 2, carried(3, ours), false},
+		{"ours, of an earlier tick", 2, carried(1, ours), true},
+		{"another of a later tick", 2, carried(3, other), false},
+		{"another of the same tick", 2, carried(2, other), true},
+		{"committed in this very attempt", 4, nil, false},
+		{"committed later", 5, carried(3, ours), true},
+	} {
+		own := trust.Vote{Epoch: 1, Tick: tt.own, Record: archive.DigestOf(ours)}
+		if got := passesOver(consensus.Block{Carried: tt.c}, 4, own); got != tt.want {
+			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
+		}
+	}
 }
