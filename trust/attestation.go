@@ -54,13 +54,19 @@ func (p Path) Root(n Nonce) [32]byte {
 }
 
 func leaf(n Nonce) [32]byte {
-	return sha256.Sum256(append([]byte{0}, n[:]...))
+	var b [33]byte // 0x00 || n
+	copy(b[1:], n[:])
+	return sha256.Sum256(b[:])
 }
 
 func node(l, r [32]byte) [32]byte {
-	b := append([]byte{1}, l[:]...)
-	return sha256.Sum256(append(b, r[:]...))
+	b := [65]byte{1} // 0x01 || l || r
+	copy(b[1:], l[:])
+	copy(b[33:], r[:])
+	return sha256.Sum256(b[:])
 }
+
+func (p Path) size() int { return 3 + 32*len(p.Siblings) }
 
 func (p Path) append(b []byte) []byte {
 	b = append(b, uint8(len(p.Siblings)))
@@ -90,30 +96,35 @@ type Certified struct {
 	R, S   []byte // big-endian, at most 32 bytes each
 }
 
-// EncodeTPM returns the attestation that a TPM's two certifications make, slots
-// first, both over the root of path. Of the two equivalent values of S it keeps
-// the low one.
-func EncodeTPM(path Path, slots, counter Certified) (Attestation, error) {
-	b := path.append(append([]byte(attestationV1), formTPM))
+// SignTPM returns the attestations that a TPM's two certifications make, slots
+// first, both over the same root. Of the two equivalent values of S it keeps the
+// low one.
+func SignTPM(slots, counter Certified) (Signed, error) {
+	var body []byte
 	for _, c := range []Certified{slots, counter} {
 		if len(c.Attest) > maxAttest || len(c.R) > 32 || len(c.S) > 32 {
 			return nil, errors.New("encode attestation: part too long")
 		}
-		b = binary.BigEndian.AppendUint16(b, uint16(len(c.Attest)))
-		b = append(b, c.Attest...)
-		b = append(b, new(big.Int).SetBytes(c.R).FillBytes(make([]byte, 32))...)
-		b = append(b, lowS(c.S).FillBytes(make([]byte, 32))...)
+		body = binary.BigEndian.AppendUint16(body, uint16(len(c.Attest)))
+		body = append(body, c.Attest...)
+		body = append(body, new(big.Int).SetBytes(c.R).FillBytes(make([]byte, 32))...)
+		body = append(body, lowS(c.S).FillBytes(make([]byte, 32))...)
 	}
-	return b, nil
+	return func(p Path) (Attestation, error) { return attestation(formTPM, p, body), nil }, nil
+}
+
+// attestation allocates once: under load it runs for each caller of a device.
+func attestation(form byte, p Path, body []byte) Attestation {
+	b := make([]byte, 0, len(attestationV1)+1+p.size()+len(body))
+	b = append(append(b, attestationV1...), form)
+	return append(p.append(b), body...)
 }
 
 // SignSoftware signs s over root.
 func SignSoftware(key ed25519.PrivateKey, s Statement, root [32]byte) Signed {
 	body := s.bytes()
 	body = append(body, ed25519.Sign(key, softwareMessage(root, body))...)
-	return func(p Path) (Attestation, error) {
-		return append(p.append(append([]byte(attestationV1), formSoftware)), body...), nil
-	}
+	return func(p Path) (Attestation, error) { return attestation(formSoftware, p, body), nil }
 }
 
 // EncodeSoftware signs s in answer to n alone and returns the attestation.

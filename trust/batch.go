@@ -3,13 +3,12 @@ package trust
 import (
 	"context"
 	"errors"
-	"math/bits"
+	"runtime"
 	"sync"
-	"sync/atomic"
 )
 
 // MaxWaiting is how many Lookups may wait for one device, counting those whose
-// callers have gone since.
+// callers have gone since, as long as anybody waits with them.
 const MaxWaiting = 1 << maxDepth
 
 // ErrBusy is returned by Lookup when MaxWaiting callers wait already.
@@ -25,23 +24,29 @@ type Signed func(Path) (Attestation, error)
 
 // A Batch lets many callers share a device that signs slowly: while it signs for
 // some, the nonces of those who come gather, and the next signature is for all of
-// them. So nobody waits for more than two. Its methods may be called
-// concurrently.
+// them. So nobody waits for more than two, whoever else asks and how often. Its
+// methods may be called concurrently.
 type Batch struct {
 	certify Certifier
 
 	mu      sync.Mutex
-	waiting []*lookup
-	signing bool // a goroutine is in run
+	next    *round // nil if nobody waits
+	signing bool   // a goroutine is in run
 }
 
-// lookup is one caller. att and err belong to run until done is closed.
-type lookup struct {
-	ctx   context.Context
-	nonce Nonce
-	done  chan struct{}
-	att   Attestation
-	err   error
+// A round is the callers who share a signature. Until run takes it, leaves belong
+// to Batch.mu, as left always does; all else belongs to run until done is closed,
+// and never changes after that.
+type round struct {
+	ctx    context.Context // ends when all callers have gone
+	cancel context.CancelFunc
+	left   int // callers who have not gone
+
+	leaves [][32]byte
+	rows   [][][32]byte // of the tree over them: leaves first, root last
+	done   chan struct{}
+	signed Signed
+	err    error
 }
 
 // NewBatch returns a Batch of callers of certify.
@@ -53,102 +58,113 @@ func (b *Batch) Lookup(ctx context.Context, n Nonce) (Attestation, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	l := &lookup{ctx: ctx, nonce: n, done: make(chan struct{})}
-	if err := b.enqueue(l); err != nil {
+	r, i, err := b.join(leaf(n))
+	if err != nil {
 		return nil, err
 	}
 	select {
-	case <-l.done:
-		return l.att, l.err
+	case <-r.done:
 	case <-ctx.Done():
+		b.leave(r)
 		return nil, ctx.Err()
 	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	return r.signed(r.path(i)) // here, so that callers share the work as well
 }
 
-func (b *Batch) enqueue(l *lookup) error {
+// join adds a leaf to those that the next signature is for, and returns its place.
+func (b *Batch) join(leaf [32]byte) (*round, int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.waiting) == MaxWaiting {
-		return ErrBusy
+	if b.next == nil {
+		b.next = newRound()
 	}
-	b.waiting = append(b.waiting, l)
+	r := b.next
+	if len(r.leaves) == MaxWaiting {
+		return nil, 0, ErrBusy
+	}
+	r.leaves = append(r.leaves, leaf)
+	r.left++
 	if !b.signing {
 		b.signing = true
 		go b.run()
 	}
-	return nil
+	return r, len(r.leaves) - 1, nil
+}
+
+func newRound() *round {
+	r := &round{done: make(chan struct{})}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	return r
+}
+
+// leave takes one caller from r, and ends it with the last.
+func (b *Batch) leave(r *round) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if r.left--; r.left > 0 {
+		return
+	}
+	r.cancel()
+	if b.next == r {
+		b.next = nil
+	}
 }
 
 // run answers all who wait, one signature after the other, until nobody does.
 func (b *Batch) run() {
-	for {
-		b.mu.Lock()
-		all := b.waiting
-		b.waiting = nil
-		b.signing = len(all) > 0
-		b.mu.Unlock()
-		if len(all) == 0 {
-			return
-		}
-		b.answer(all)
+	for r := b.take(); r != nil; r = b.take() {
+		r.rows = rowsOver(r.leaves)
+		r.signed, r.err = b.certify(r.ctx, r.root())
+		r.cancel()
+		close(r.done)
+		runtime.Gosched() // so that those who ask again at once share the next signature
 	}
 }
 
-// answer has one signature made for all.
-func (b *Batch) answer(all []*lookup) {
-	ctx, cancel := whileAny(all)
-	defer cancel()
-	root, paths := gather(all)
-	signed, err := b.certify(ctx, root)
-	for i, l := range all {
-		if l.err = err; err == nil {
-			l.att, l.err = signed(paths[i])
-		}
-		close(l.done)
-	}
+// take returns the round to sign for. Who comes later waits for the one after it.
+func (b *Batch) take() *round {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r := b.next
+	b.next, b.signing = nil, r != nil
+	return r
 }
 
-// whileAny returns a context that ends when those of all callers have.
-func whileAny(all []*lookup) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var left atomic.Int64
-	left.Store(int64(len(all)))
-	stops := make([]func() bool, len(all))
-	for i, l := range all {
-		stops[i] = context.AfterFunc(l.ctx, func() {
-			if left.Add(-1) == 0 {
-				cancel()
-			}
-		})
-	}
-	return ctx, func() {
-		for _, stop := range stops {
-			stop()
-		}
-		cancel()
-	}
-}
-
-// gather returns the root over the nonces of all, in order, and the path of each
-// to it. A hash without a neighbour moves up as it is.
-func gather(all []*lookup) (root [32]byte, paths []Path) {
-	row := make([][32]byte, len(all))
-	for i, l := range all {
-		row[i] = leaf(l.nonce)
-	}
-	paths = make([]Path, len(all))
-	depth := bits.Len(uint(len(all) - 1))
-	steps := make([][32]byte, depth*len(all))
-	for i := range paths {
-		paths[i].Siblings = steps[i*depth : i*depth : (i+1)*depth]
-	}
-	for span := 1; len(row) > 1; span *= 2 {
-		for i := range paths {
-			paths[i].climb(row, i/span)
-		}
+// rowsOver returns the rows of the tree over leaves, of which there is one at
+// least. A hash without a neighbour moves up as it is.
+func rowsOver(leaves [][32]byte) [][][32]byte {
+	rows := [][][32]byte{leaves}
+	for row := leaves; len(row) > 1; {
 		row = parents(row)
+		rows = append(rows, row)
 	}
-	return row[0], paths
+	return rows
+}
+
+func parents(row [][32]byte) [][32]byte {
+	up := make([][32]byte, 0, (len(row)+1)/2)
+	for i := 0; i+1 < len(row); i += 2 {
+		up = append(up, node(row[i], row[i+1]))
+	}
+	if len(row)%2 == 1 {
+		up = append(up, row[len(row)-1])
+	}
+	return up
+}
+
+func (r *round) root() [32]byte { return r.rows[len(r.rows)-1][0] }
+
+// path returns the path from leaf i to the root.
+func (r *round) path(i int) Path {
+	p := Path{Siblings: make([][32]byte, 0, len(r.rows)-1)}
+	for _, row := range r.rows {
+		p.climb(row, i)
+		i /= 2
+	}
+	return p
 }
 
 // climb adds the step from hash i of a row to its parent.
@@ -161,15 +177,4 @@ func (p *Path) climb(row [][32]byte, i int) {
 		p.Sides |= 1 << len(p.Siblings)
 	}
 	p.Siblings = append(p.Siblings, row[sib])
-}
-
-func parents(row [][32]byte) [][32]byte {
-	up := row[:0:0]
-	for i := 0; i+1 < len(row); i += 2 {
-		up = append(up, node(row[i], row[i+1]))
-	}
-	if len(row)%2 == 1 {
-		up = append(up, row[len(row)-1])
-	}
-	return up
 }

@@ -17,6 +17,16 @@ func nonceOf(i int) (n Nonce) {
 	return n
 }
 
+// roundOf is a round of n nonces, ready to be signed.
+func roundOf(n int) *round {
+	r := newRound()
+	for i := range n {
+		r.leaves = append(r.leaves, leaf(nonceOf(i)))
+	}
+	r.rows = rowsOver(r.leaves)
+	return r
+}
+
 // slowDevice is a software device that takes a second to sign.
 type slowDevice struct {
 	key        ed25519.PrivateKey
@@ -55,12 +65,10 @@ func (d *slowDevice) verify(a Attestation, n Nonce) (Statement, error) {
 // the path of another nonce does not.
 func TestBatchPaths(t *testing.T) {
 	for n := 1; n <= 70; n++ {
-		var all []*lookup
+		r := roundOf(n)
+		root := r.root()
 		for i := range n {
-			all = append(all, &lookup{nonce: nonceOf(i)})
-		}
-		root, paths := gather(all)
-		for i, p := range paths {
+			p := r.path(i)
 			if p.Root(nonceOf(i)) != root {
 				t.Fatalf("%d nonces: path %d leads elsewhere", n, i)
 			}
@@ -96,7 +104,7 @@ func TestBatchShares(t *testing.T) {
 			t.Errorf("%d signatures in %v, want at most two in two seconds", d.signatures, took)
 		}
 		synctest.Wait()
-		if b.signing || len(b.waiting) > 0 {
+		if b.signing || b.next != nil {
 			t.Error("not at rest in the end")
 		}
 	})
@@ -175,39 +183,97 @@ func TestBatchFails(t *testing.T) {
 	})
 }
 
-// No more than MaxWaiting wait; that many can be answered at once.
+// No more than MaxWaiting wait; that many can be answered at once. Once all of
+// them have gone there is room again, before the device has signed.
 func TestBatchIsBounded(t *testing.T) {
-	never, stop := context.WithCancel(t.Context())
-	defer stop()
-	b := NewBatch(func(context.Context, [32]byte) (Signed, error) { <-never.Done(); return nil, never.Err() })
+	b := NewBatch(func(ctx context.Context, _ [32]byte) (Signed, error) { <-ctx.Done(); return nil, ctx.Err() })
 	b.signing = true // as if for another
-	var all []*lookup
+	var r *round
 	for i := range MaxWaiting {
-		l := &lookup{ctx: never, nonce: nonceOf(i), done: make(chan struct{})}
-		if err := b.enqueue(l); err != nil {
+		var err error
+		if r, _, err = b.join(leaf(nonceOf(i))); err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, l)
 	}
 	if _, err := b.Lookup(t.Context(), nonceOf(0)); !errors.Is(err, ErrBusy) {
 		t.Errorf("got %v, want ErrBusy", err)
 	}
-	root, paths := gather(all)
-	last := len(paths) - 1
-	if len(paths[last].Siblings) != maxDepth || paths[last].Root(nonceOf(last)) != root {
-		t.Errorf("the last path has %d steps", len(paths[last].Siblings))
+	r.rows = rowsOver(r.leaves)
+	last := MaxWaiting - 1
+	if p := r.path(last); len(p.Siblings) != maxDepth || p.Root(nonceOf(last)) != r.root() {
+		t.Errorf("the last path has %d steps", len(p.Siblings))
 	}
+	for range MaxWaiting {
+		b.leave(r)
+	}
+	if again, _, err := b.join(leaf(nonceOf(0))); err != nil || again == r {
+		t.Errorf("after all have gone: %v", err)
+	}
+}
+
+// However many ask again and again, one who comes waits for two signatures at
+// most, and so does each of the others.
+func TestBatchIsFair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newSlowDevice(t)
+		b := NewBatch(d.certify)
+		ctx, stop := context.WithCancel(t.Context())
+		var greedy sync.WaitGroup
+		for i := range 300 {
+			greedy.Go(func() {
+				for ctx.Err() == nil {
+					began := time.Now()
+					if _, err := b.Lookup(t.Context(), nonceOf(i)); err != nil || time.Since(began) > 2*time.Second {
+						t.Errorf("caller %d: %v after %v", i, err, time.Since(began))
+						return
+					}
+				}
+			})
+		}
+		for i := range 20 {
+			time.Sleep(time.Duration(i) * 101 * time.Millisecond)
+			began := time.Now()
+			if _, err := b.Lookup(t.Context(), nonceOf(1000+i)); err != nil || time.Since(began) > 2*time.Second {
+				t.Errorf("the modest caller: %v after %v", err, time.Since(began))
+			}
+		}
+		stop()
+		greedy.Wait()
+	})
+}
+
+// Callers who have gone are not signed for: when nobody else waits, the device
+// rests.
+func TestBatchAbandoned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newSlowDevice(t)
+		b := NewBatch(d.certify)
+		go b.Lookup(t.Context(), nonceOf(0))
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		for i := range 10 {
+			go b.Lookup(ctx, nonceOf(1+i))
+		}
+		synctest.Wait()
+		cancel()
+		synctest.Wait()
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if d.signatures != 1 || b.signing || b.next != nil {
+			t.Errorf("%d signatures, signing %t, want the one that was awaited", d.signatures, b.signing)
+		}
+	})
 }
 
 func BenchmarkBatchPaths(b *testing.B) {
 	for _, n := range []int{1, 100, 1000} {
-		var all []*lookup
-		for i := range n {
-			all = append(all, &lookup{nonce: nonceOf(i)})
-		}
+		leaves := roundOf(n).leaves
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			for b.Loop() {
-				gather(all)
+				r := &round{leaves: leaves, rows: rowsOver(leaves)}
+				for i := range n {
+					r.path(i)
+				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/nonce")
 		})

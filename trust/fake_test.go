@@ -122,9 +122,18 @@ func (f *fakeTPM) sign(t testing.TB, c claim) Certified {
 
 func (f *fakeTPM) attest(t testing.TB, p Path, slots, counter claim) Attestation {
 	t.Helper()
-	a, err := EncodeTPM(p, f.sign(t, slots), f.sign(t, counter))
+	a, err := encodeTPM(p, f.sign(t, slots), f.sign(t, counter))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return a
+}
+
+// encodeTPM makes the attestation of two certifications for path.
+func encodeTPM(path Path, slots, counter Certified) (Attestation, error) {
+	signed, err := SignTPM(slots, counter)
+	if err != nil {
+		return nil, err
+	}
+	return signed(path)
 }

@@ -107,7 +107,7 @@ func TestVerifyTPMSignature(t *testing.T) {
 
 func encode(t *testing.T, slots, counter Certified) Attestation {
 	t.Helper()
-	a, err := EncodeTPM(Path{}, slots, counter)
+	a, err := encodeTPM(Path{}, slots, counter)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,12 +131,12 @@ func TestSignatureHasOneForm(t *testing.T) {
 	}
 }
 
-// EncodeTPM refuses what the format has no room for, and never cuts it.
-func TestEncodeTPMBounds(t *testing.T) {
+// SignTPM refuses what the format has no room for, and never cuts it.
+func TestSignTPMBounds(t *testing.T) {
 	for _, c := range []Certified{
 		{Attest: make([]byte, maxAttest+1)}, {R: make([]byte, 33)}, {S: make([]byte, 33)},
 	} {
-		if _, err := EncodeTPM(Path{}, c, Certified{}); err == nil {
+		if _, err := encodeTPM(Path{}, c, Certified{}); err == nil {
 			t.Errorf("encoded %d, %d, %d bytes", len(c.Attest), len(c.R), len(c.S))
 		}
 	}
@@ -184,7 +184,7 @@ func TestNoncePath(t *testing.T) {
 		slots.extra, counter.extra = root[:], root[:]
 		a, b := f.sign(t, slots), f.sign(t, counter)
 		for i, p := range paths {
-			att, err := EncodeTPM(p, a, b)
+			att, err := encodeTPM(p, a, b)
 			if err != nil {
 				t.Fatal(err)
 			}

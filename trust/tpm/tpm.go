@@ -140,7 +140,7 @@ func (m *MAS) attest(ctx context.Context, root [32]byte) (trust.Signed, error) {
 	if err != nil {
 		return nil, err
 	}
-	return func(p trust.Path) (trust.Attestation, error) { return trust.EncodeTPM(p, slots, counter) }, nil
+	return trust.SignTPM(slots, counter)
 }
 
 func (m *MAS) certify(c transport.TPM, h tpm2.TPMHandle, size uint16, root [32]byte) (trust.Certified, error) {
