@@ -2,6 +2,7 @@ package archive
 
 import (
 	"crypto/ed25519"
+	"encoding/hex"
 	"fmt"
 	"net"
 	"strconv"
@@ -82,6 +83,9 @@ type Replica struct {
 	TLS       Digest         `json:"tls"`       // SHA-256 of the service key's SubjectPublicKeyInfo
 	Key       PublicKey      `json:"key"`       // agreement key
 	MAS       trust.Identity `json:"mas"`
+	// EK is the SHA-256 of the SubjectPublicKeyInfo of the TPM's endorsement key;
+	// zero for a software device.
+	EK Digest `json:"ek,omitzero"`
 }
 
 // Writer is who may add names.
@@ -211,7 +215,10 @@ func (r *Roster) checkMembers() error {
 			return err
 		}
 		for _, u := range [][2]string{{"address", m.Address}, {"address", m.Agreement}, {"TLS key", m.TLS.String()},
-			{"agreement key", m.Key.String()}, {"MAS key", string(m.MAS.Key)}} {
+			{"agreement key", m.Key.String()}, {"MAS key", hex.EncodeToString(m.MAS.Key)}, {"endorsement key", m.EK.String()}} {
+			if u[0] == "endorsement key" && m.EK.IsZero() {
+				continue
+			}
 			if err := unique(u[0], u[1]); err != nil {
 				return fmt.Errorf("%w: replica %d", err, m.ID)
 			}
@@ -251,6 +258,9 @@ func (m Replica) Check() error {
 	}
 	if err := m.MAS.Check(); err != nil {
 		return fmt.Errorf("%w: replica %d: %v", ErrRoster, m.ID, err)
+	}
+	if (m.MAS.Profile == trust.ProfileSoftware) != m.EK.IsZero() {
+		return fmt.Errorf("%w: replica %d: an endorsement key stands with a TPM, and with nothing else", ErrRoster, m.ID)
 	}
 	return nil
 }

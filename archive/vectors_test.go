@@ -45,17 +45,22 @@ func vectors(t *testing.T, w *forge.World) map[string][]byte {
 	}
 	e, sub := w.Newest(), submissionOf(w)
 	up := archive.SignUpload(w.Writer, w.Roster.ID(), sub.Bindings[0].Content)
+	var words []byte
+	for _, id := range w.IDs() {
+		words = append(words, archive.Countersign(w.Key("tls", id), id, w.Roster).String()+"\n"...)
+	}
 	return map[string][]byte{
-		"roster.json":     w.Roster.Bytes(),
-		"genesis.txt":     w.Epochs[0].Record.Bytes(),
-		"record.txt":      e.Record.Bytes(),
-		"certificate.bin": e.Certificate.Bytes(),
-		"answer.json":     answer,
-		"receipt.json":    receiptOf(w).Bytes(),
-		"submission.bin":  sub.Bytes(),
-		"upload.bin":      up.Bytes(),
-		"uploads.bin":     uploadsOf(w).Bytes(),
-		"values.txt":      values(w),
+		"countersignatures.txt": words,
+		"roster.json":           w.Roster.Bytes(),
+		"genesis.txt":           w.Epochs[0].Record.Bytes(),
+		"record.txt":            e.Record.Bytes(),
+		"certificate.bin":       e.Certificate.Bytes(),
+		"answer.json":           answer,
+		"receipt.json":          receiptOf(w).Bytes(),
+		"submission.bin":        sub.Bytes(),
+		"upload.bin":            up.Bytes(),
+		"uploads.bin":           uploadsOf(w).Bytes(),
+		"values.txt":            values(w),
 	}
 }
 
@@ -132,6 +137,14 @@ func TestVectorsVerify(t *testing.T) {
 		_, err = ups.Verify(r)
 	}
 	check(t, "uploads", err)
+	words, err := archive.ParseCountersignatures(read("countersignatures.txt"))
+	if err == nil {
+		_, err = r.Uncountersigned(words)
+	}
+	check(t, "countersignatures", err)
+	if len(words) != r.N() {
+		t.Errorf("%d countersignatures", len(words))
+	}
 	if g := archive.Genesis(r); !bytes.Equal(g.Bytes(), read("genesis.txt")) {
 		t.Error("genesis record is another")
 	}

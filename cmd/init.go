@@ -1,12 +1,9 @@
 package cmd
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -32,13 +29,17 @@ func (a *app) initCommand() *cobra.Command {
 
 On each machine, bonafide init replica provisions the trusted device and the
 keys and prints the replica's entry. Each writer makes a key with bonafide init
-writer and passes on its public line. From these, bonafide init archive makes
-the roster, which every replica and every client needs, and which they must get
-by a way they trust: its digest is the archive's ID.`,
+writer and passes on its public line. A TPM proves that an entry is its own:
+bonafide init challenge, made from the entry, is answered on the replica by
+bonafide init answer. From all these, bonafide init archive makes the roster,
+which every replica and every client needs, and which they must get by a way
+they trust: its digest is the archive's ID. The replicas countersign it with
+bonafide init countersign, and bonafide init members checks that all have.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.initReplicaCommand(), a.initWriterCommand(), a.initArchiveCommand())
+	c.AddCommand(a.initReplicaCommand(), a.initWriterCommand(), a.initChallengeCommand(), a.initAnswerCommand(),
+		a.initArchiveCommand(), a.initCountersignCommand(), a.initMembersCommand())
 	return c
 }
 
@@ -88,16 +89,8 @@ func (a *app) initReplica(ctx context.Context, dir string, id uint32, mas, addre
 		return err
 	}
 	a.say("replica %d is in %s; its entry is kept in %s", id, quote(dir), quote(filepath.Join(dir, entryFile)))
-	return a.printJSON(entry)
-}
-
-// printJSON prints a value that other commands read.
-func (a *app) printJSON(v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	return a.line(a.out, string(b))
+	_, err = a.out.Write(entry.Bytes())
+	return err
 }
 
 func (a *app) initWriterCommand() *cobra.Command {
@@ -142,6 +135,7 @@ type newArchive struct {
 	name, schedule    string
 	replicas, writers []string
 	operators         []string
+	proofs            proofs
 }
 
 func (a *app) initArchiveCommand() *cobra.Command {
@@ -152,7 +146,13 @@ func (a *app) initArchiveCommand() *cobra.Command {
 		Long: `Make the first roster of an archive from the entries of its replicas and the
 public lines of its writers, and print it. Its SHA-256 is the archive's ID.
 There are 3f+1 replicas: 4, 7 or 10, up to 16. A writer may be bound to names
-that begin with a prefix; given several times, to several.`,
+that begin with a prefix; given several times, to several.
+
+Each replica with a TPM must have answered a challenge (bonafide init challenge),
+and its endorsement key must be certified by one of the makers in --ek-ca, or
+stand in --ek: the SHA-256 of its SubjectPublicKeyInfo in DER. A software TPM has
+no maker, so --ek is the only way, and it shows no more than that the replica's
+operator read it out. Replicas with a software device prove nothing.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return a.initArchive(n, time.Now()) },
 	}
@@ -162,6 +162,7 @@ that begin with a prefix; given several times, to several.`,
 	f.StringArrayVar(&n.replicas, "replica", nil, "`file` with a replica's entry; repeat")
 	f.StringArrayVar(&n.writers, "writer", nil, "a writer's public `line`, and the prefix it is bound to; repeat")
 	f.StringArrayVar(&n.operators, "operator", nil, "an operator's public `line`; repeat")
+	n.proofs.flags(c)
 	require(c, "name", "replica", "writer")
 	return c
 }
@@ -172,19 +173,26 @@ func (a *app) initArchive(n newArchive, now time.Time) error {
 		return err
 	}
 	a.say("archive %s, %d replicas, %d of them may be faulty in update phases; MAS profile %s", r.ID(), r.N(), r.F, r.Profile())
-	a.say("each replica: bonafide serve --dir DIR --roster FILE")
+	if n.proofs.unproven {
+		a.say("unproven: no TPM was asked, each profile is the word of its replica")
+	}
+	a.say("each replica: bonafide init countersign --dir DIR --roster FILE, then bonafide serve --dir DIR")
 	_, err = a.out.Write(r.Bytes())
 	return err
 }
 
 func (n newArchive) roster(now time.Time) (*archive.Roster, error) {
 	var replicas []archive.Replica
+	var enrolments []archive.Enrolment
 	for _, file := range n.replicas {
-		m, err := readEntry(file)
+		e, err := readEnrolment(file)
 		if err != nil {
 			return nil, err
 		}
-		replicas = append(replicas, m)
+		enrolments, replicas = append(enrolments, e), append(replicas, e.Replica)
+	}
+	if err := n.proofs.check(enrolments, now); err != nil {
+		return nil, err
 	}
 	writers, err := parseWriters(n.writers)
 	if err != nil {
@@ -213,23 +221,6 @@ func limitsFor(s archive.Schedule) archive.Limits {
 		return archive.TrialLimits(p)
 	}
 	return l
-}
-
-func readEntry(file string) (archive.Replica, error) {
-	var m archive.Replica
-	b, err := readFile(file, maxSmallFile)
-	if err != nil {
-		return m, withStatus(exitUsage, fmt.Errorf("entry: %w", err))
-	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&m); err != nil {
-		return m, usagef("%s: not a replica's entry: %w", quote(file), err)
-	}
-	if err := m.Check(); err != nil {
-		return m, fmt.Errorf("%s: %w", quote(file), err)
-	}
-	return m, nil
 }
 
 // parseWriters reads PUB[=PREFIX]; several of one key are one writer.

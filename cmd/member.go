@@ -81,34 +81,39 @@ func checkMAS(kind string) error {
 }
 
 // newMember provisions a replica in dir: its device, its service key, and last
-// the files that make it one. It returns the entry for the roster.
-func newMember(ctx context.Context, dir string, id uint32, kind, address, agreement string) (archive.Replica, error) {
+// the files that make it one. It returns what the maker of the roster needs.
+func newMember(ctx context.Context, dir string, id uint32, kind, address, agreement string) (archive.Enrolment, error) {
 	m := member{Format: memberFormat, ID: id, MAS: kind, dir: dir}
 	if err := m.vacant(); err != nil {
-		return archive.Replica{}, err
+		return archive.Enrolment{}, err
 	}
 	for _, d := range []string{m.path(storeDir), m.path(runDir), m.path(masDir)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return archive.Replica{}, err
+			return archive.Enrolment{}, err
 		}
+	}
+	ek, digest, err := m.endorsement(ctx)
+	if err != nil {
+		return archive.Enrolment{}, fmt.Errorf("replica %d: %w", id, err)
 	}
 	identity, key, err := m.provision(ctx)
 	if err != nil {
-		return archive.Replica{}, fmt.Errorf("replica %d: %w", id, err)
+		return archive.Enrolment{}, fmt.Errorf("replica %d: %w", id, err)
 	}
 	service, err := newKey(m.path(serviceKey), rand.Reader)
 	if err != nil {
-		return archive.Replica{}, fmt.Errorf("service key: %w", err)
+		return archive.Enrolment{}, fmt.Errorf("service key: %w", err)
 	}
 	entry := archive.Replica{
 		ID: id, Address: address, Agreement: agreement,
-		TLS: wire.KeyPin(publicOf(service)), Key: archive.PublicKey(key), MAS: identity,
+		TLS: wire.KeyPin(publicOf(service)), Key: archive.PublicKey(key), MAS: identity, EK: digest,
 	}
-	if err := entry.Check(); err != nil {
-		return archive.Replica{}, err
+	e, err := archive.NewEnrolment(entry, ek.Public, ek.Certificate)
+	if err != nil {
+		return e, err
 	}
-	err = errors.Join(writeJSON(m.path(entryFile), entry), writeJSON(m.path(memberFile), m))
-	return entry, err
+	err = errors.Join(writeFile(m.path(entryFile), e.Bytes(), 0o644), writeJSON(m.path(memberFile), m))
+	return e, err
 }
 
 func (m member) vacant() error {
@@ -147,13 +152,17 @@ func (m member) openMAS(ctx context.Context) (trust.MAS, error) {
 	return tpm.Open(ctx, tpm.Target{Socket: m.path(runDir, "tpm.sock")})
 }
 
-// roster returns the roster that the replica serves, provided that it is in it.
+// roster returns the roster that the replica serves, provided that it is in it
+// and has countersigned it.
 func (m member) roster() (*archive.Roster, error) {
 	r, err := loadRoster(m.path(rosterFile))
 	if err != nil {
 		return nil, withHint(err, "bonafide serve --dir %s --roster FILE gives a replica its roster", quote(m.dir))
 	}
-	return r, m.standsIn(r)
+	if err := m.standsIn(r); err != nil {
+		return r, err
+	}
+	return r, m.countersigned(r)
 }
 
 // standsIn checks that the roster's entry for this replica is its own.
@@ -172,14 +181,14 @@ func (m member) standsIn(r *archive.Roster) error {
 	return nil
 }
 
-// adopt keeps the roster in the replica's directory. One device serves one
-// archive, so another roster is refused.
+// adopt keeps the roster in the replica's directory, with the replica's word for
+// it. One device serves one archive, so another roster is refused.
 func (m member) adopt(r *archive.Roster) error {
 	if err := m.standsIn(r); err != nil {
 		return err
 	}
 	if !exists(m.path(rosterFile)) {
-		return writeFile(m.path(rosterFile), r.Bytes(), 0o644)
+		return m.accept(r)
 	}
 	have, err := loadRoster(m.path(rosterFile))
 	if err != nil {
@@ -188,7 +197,21 @@ func (m member) adopt(r *archive.Roster) error {
 	if have.ID() != r.ID() {
 		return usagef("%w: %s serves archive %s already, not %s", archive.ErrRoster, quote(m.dir), have.ID(), r.ID())
 	}
+	if !exists(m.path(countersignFile)) {
+		return m.accept(r)
+	}
 	return nil
+}
+
+// accept puts the replica's name to a roster that holds its entry as it is.
+func (m member) accept(r *archive.Roster) error {
+	if err := m.sameEntry(r); err != nil {
+		return err
+	}
+	if _, err := m.countersign(r); err != nil {
+		return err
+	}
+	return writeFile(m.path(rosterFile), r.Bytes(), 0o644)
 }
 
 func writeJSON(name string, v any) error {

@@ -175,7 +175,7 @@ func (t trial) fill(ctx context.Context, w trialWish) error {
 		if err != nil {
 			return err
 		}
-		replicas = append(replicas, entry)
+		replicas = append(replicas, entry.Replica)
 	}
 	key, err := newKey(making.path(writerKey), rand.Reader)
 	if err != nil {
@@ -189,7 +189,7 @@ func (t trial) fill(ctx context.Context, w trialWish) error {
 		return err
 	}
 	for _, m := range replicas {
-		if err := writeFile(making.path(replicaDir(m.ID), rosterFile), r.Bytes(), 0o644); err != nil {
+		if err := (member{ID: m.ID, dir: making.path(replicaDir(m.ID))}).accept(r); err != nil {
 			return err
 		}
 	}
@@ -197,14 +197,14 @@ func (t trial) fill(ctx context.Context, w trialWish) error {
 	return errors.Join(err, writeFile(making.path(rosterFile), r.Bytes(), 0o644))
 }
 
-func (t trial) member(ctx context.Context, w trialWish, i int) (archive.Replica, error) {
+func (t trial) member(ctx context.Context, w trialWish, i int) (archive.Enrolment, error) {
 	address, err := nextPort(w.listen, 2*i)
 	if err != nil {
-		return archive.Replica{}, err
+		return archive.Enrolment{}, err
 	}
 	agreement, err := nextPort(w.listen, 2*i+1)
 	if err != nil {
-		return archive.Replica{}, err
+		return archive.Enrolment{}, err
 	}
 	id := uint32(i + 1)
 	return newMember(ctx, t.path(replicaDir(id)), id, w.mas, address, agreement)

@@ -6,7 +6,6 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"flag"
 	"fmt"
@@ -78,11 +77,11 @@ func newScheduled(t testing.TB, n int, mas string, schedule archive.Schedule, li
 	for i := range n {
 		out := c.ok("init", "replica", "--dir", c.replicaDir(uint32(i+1)), "--id", fmt.Sprint(i+1),
 			"--address", fmt.Sprintf("127.0.0.1:%d", port+2*i), "--mas", mas)
-		var m archive.Replica
-		if err := json.Unmarshal(out, &m); err != nil {
+		e, err := archive.ParseEnrolment(out)
+		if err != nil {
 			t.Fatal(err)
 		}
-		members = append(members, m)
+		members = append(members, e.Replica)
 	}
 	var writers []archive.Writer
 	for range 2 {

@@ -383,3 +383,10 @@ func endorsed() tpm2.Session {
 			return err
 		})
 }
+
+// RSA reports whether e is the TPM's RSA endorsement key. Many TPMs have one of
+// each kind, so two keys of different kinds may be in one TPM.
+func (e Endorsement) RSA() bool {
+	area, err := e.area()
+	return err == nil && area.Type == tpm2.TPMAlgRSA
+}
