@@ -280,3 +280,25 @@ func (l lines) Bytes() (b []byte) {
 	}
 	return b
 }
+
+// One device's vote counts for its own replica, and its word for a head too,
+// though the nonces of votes are the same for all.
+func TestBorrowedVote(t *testing.T) {
+	w := world()
+	e := w.Newest()
+	cert := w.Certify(e.Record, 1, 1, 2, 3)
+	check(t, "certificate", cert.Verify(w.Roster, e.Record))
+	cert.Votes[2].Attestation = cert.Votes[1].Attestation
+	if err := cert.Verify(w.Roster, e.Record); !errors.Is(err, archive.ErrIntegrity) {
+		t.Errorf("one device as two voters: %v", err)
+	}
+	cert.Votes[2] = cert.Votes[1]
+	if err := cert.Verify(w.Roster, e.Record); !errors.Is(err, archive.ErrIntegrity) {
+		t.Errorf("one voter twice: %v", err)
+	}
+	rc := receiptOf(w)
+	rc.Attestations[1].Attestation = rc.Attestations[0].Attestation
+	if _, _, err := rc.Verify(w.Roster); !errors.Is(err, archive.ErrIntegrity) {
+		t.Errorf("one device as two witnesses: %v", err)
+	}
+}
