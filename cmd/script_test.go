@@ -99,14 +99,23 @@ func (b *portBlocks) take() int {
 }
 
 func scriptCondition(cond string) (bool, error) {
-	if cond == "swtpm" {
-		_, err := exec.LookPath("swtpm")
-		if err != nil && os.Getenv("BONAFIDE_REQUIRE_SWTPM") != "" {
-			return false, fmt.Errorf("swtpm must be here: %w", err)
-		}
-		return err == nil, nil
+	tools, known := map[string][]string{
+		"swtpm": {"swtpm"},
+		"maker": {"swtpm", "swtpm_setup", "swtpm_localca", "certtool"}, // a maker of TPMs, with its CA
+	}[cond]
+	if !known {
+		return false, fmt.Errorf("unknown condition %q", cond)
 	}
-	return false, fmt.Errorf("unknown condition %q", cond)
+	for _, tool := range tools {
+		_, err := exec.LookPath(tool)
+		if err != nil && os.Getenv("BONAFIDE_REQUIRE_SWTPM") != "" {
+			return false, fmt.Errorf("%s must be here: %w", tool, err)
+		}
+		if err != nil {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // scriptsLimit is how long all scripts may take together; what hangs is killed
