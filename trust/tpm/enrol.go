@@ -142,6 +142,9 @@ func loadEndorsement(c transport.TPM, template tpm2.TPMTPublic) (tpm2.NamedHandl
 		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
 		InPublic:      tpm2.New2B(template),
 	}.Execute(c)
+	if errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail) {
+		return tpm2.NamedHandle{}, nil, fmt.Errorf("endorsement authorisation is set: clear the TPM in the firmware first: %w", err)
+	}
 	if err != nil {
 		return tpm2.NamedHandle{}, nil, fmt.Errorf("make endorsement key: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"math/big"
+	"strings"
 	"testing"
 	"time"
 
@@ -252,6 +253,20 @@ func TestEndorsementOfAnotherTPM(t *testing.T) {
 	ca := newMaker(t, "ca", nil)
 	burn(t, s, 0x01C0000A, ca.certify(t, ca.key.Public()))
 	if _, err := tpm.ReadEndorsement(t.Context(), s.Target()); !errors.Is(err, tpm.ErrEndorsement) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A TPM whose endorsement hierarchy somebody has shut says so.
+func TestEndorsementShut(t *testing.T) {
+	s, _ := startSwtpm(t)
+	must(t, tpm.Raw(t.Context(), s.Target(), func(c transport.TPM) error {
+		_, err := tpm2.HierarchyChangeAuth{
+			AuthHandle: tpm2.TPMRHEndorsement, NewAuth: tpm2.TPM2BAuth{Buffer: []byte("shut")},
+		}.Execute(c)
+		return err
+	}))
+	if _, err := tpm.ReadEndorsement(t.Context(), s.Target()); err == nil || !strings.Contains(err.Error(), "endorsement authorisation is set") {
 		t.Errorf("got %v", err)
 	}
 }
