@@ -423,9 +423,6 @@ func (a *auditor) progress(part string, done, total, step uint64) {
 // is done with them does not hold a transaction open.
 const entryPage = 1024
 
-// errRangeEnd ends a walk at the end of a range.
-var errRangeEnd = errors.New("done")
-
 // eachEntry calls fn with every entry of the tree in a range, in order.
 func eachEntry(ctx context.Context, t *boltstore.Store, within span, fn func(archive.Name, archive.Entry) error) error {
 	type row struct {
@@ -434,20 +431,22 @@ func eachEntry(ctx context.Context, t *boltstore.Store, within span, fn func(arc
 	}
 	for from := within.from; ; {
 		var rows []row
+		more := false
 		err := t.Walk(ctx, from, func(name, val []byte) error {
 			if within.to != nil && bytes.Compare(name, within.to) >= 0 {
-				return errRangeEnd
+				return errEnough
 			}
 			e, err := archive.ParseEntry(val)
 			if err != nil {
 				return fmt.Errorf("%q: %w: %w", name, ErrDamaged, err)
 			}
-			if rows = append(rows, row{archive.Name(name), e}); len(rows) == entryPage {
+			rows = append(rows, row{archive.Name(name), e})
+			if more = len(rows) == entryPage; more {
 				return errEnough
 			}
 			return nil
 		})
-		if err != nil && err != errEnough && err != errRangeEnd {
+		if err != nil && err != errEnough {
 			return err
 		}
 		for _, x := range rows {
@@ -455,7 +454,7 @@ func eachEntry(ctx context.Context, t *boltstore.Store, within span, fn func(arc
 				return err
 			}
 		}
-		if err != errEnough {
+		if !more {
 			return nil
 		}
 		from = append([]byte(rows[len(rows)-1].name), 0)

@@ -262,9 +262,12 @@ func (a *auditor) named(ctx context.Context, wrong map[archive.Digest]error) err
 				return ctx.Err()
 			}
 			delete(wrong, c.Digest)
-			return a.wrong(ctx, n, c, why)
+			if err := a.wrong(ctx, n, c, why); err != nil || len(wrong) > 0 {
+				return err
+			}
+			return errEnough
 		})
-		if err != nil {
+		if err != nil && !errors.Is(err, errEnough) {
 			return err
 		}
 	}

@@ -304,7 +304,7 @@ type changesSource interface {
 }
 
 // changes yields the names bound after base up to the repair's epoch, as src
-// gives them: unproven, but never more than the records count.
+// gives them: unproven, but in no more pages than what the records count needs.
 func (r *treeRepair) changes(ctx context.Context, src changesSource, base archive.EpochRecord) iter.Seq2[tree.Pair, error] {
 	return func(yield func(tree.Pair, error) bool) {
 		under := r.rec
