@@ -25,8 +25,8 @@ type Identity struct {
 	CounterPublic []byte `json:"counter_public,omitempty"`
 	// CounterBase is the counter's value when the device was provisioned.
 	CounterBase uint64 `json:"counter_base,omitempty"`
-	// Evidence is, for measured, the TPML_PCR_SELECTION and the PCR digest that
-	// writes are bound to; for lock, the endorsement certificate if there is one.
+	// Evidence is, for measured, whose approvals let a boot write, and the first
+	// of them; for lock, the endorsement certificate if there is one.
 	Evidence []byte `json:"evidence,omitempty"`
 }
 

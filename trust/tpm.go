@@ -22,12 +22,13 @@ const (
 	algECC    = 0x0023
 	curveP256 = 0x0003 // TPM_ECC_CURVE, 6.4
 
-	ccIncrement     = 0x00000134 // TPM_CC, 6.5.2
-	ccWrite         = 0x00000137
-	ccWriteLock     = 0x00000138
-	ccPolicyCommand = 0x0000016C
-	ccPolicyOR      = 0x00000171
-	ccPolicyPCR     = 0x0000017F
+	ccIncrement       = 0x00000134 // TPM_CC, 6.5.2
+	ccWrite           = 0x00000137
+	ccWriteLock       = 0x00000138
+	ccPolicyAuthorize = 0x0000016A
+	ccPolicyCommand   = 0x0000016C
+	ccPolicyOR        = 0x00000171
+	ccPolicyPCR       = 0x0000017F
 
 	magic      = 0xFF544347 // TPM_GENERATED_VALUE, 6.2
 	attestNV   = 0x8014     // TPM_ST_ATTEST_NV, 6.9
@@ -84,24 +85,13 @@ func (id Identity) device() (d device, err error) {
 }
 
 // writeBranch is the policy digest that a writer has to reach before naming
-// its command: empty for lock, the pinned boot for measured, whose evidence is
-// TPML_PCR_SELECTION (10.9.7) || PCR digest.
+// its command: empty for lock, a boot that the operator approved for measured.
 func (id Identity) writeBranch() ([32]byte, error) {
 	if id.Profile == ProfileLock {
 		return [32]byte{}, nil
 	}
-	r := reader{buf: id.Evidence}
-	banks, hash := r.u32(), r.u16()
-	selected := r.take(int(r.u8()))
-	r.hash()
-	if err := r.end(); err != nil {
-		return [32]byte{}, err
-	}
-	if banks != 1 || hash != algSHA256 || len(bytes.Trim(selected, "\x00")) == 0 {
-		return [32]byte{}, errors.New("not a selection of PCRs in the SHA-256 bank")
-	}
-	// Part 3, TPM2_PolicyPCR: H(old || TPM_CC_PolicyPCR || pcrs || pcrDigest).
-	return extend([32]byte{}, ccPolicyPCR, id.Evidence), nil
+	e, err := ParseEvidence(id.Evidence)
+	return e.Approver.branch(), err
 }
 
 // indexPolicy is the authPolicy of an index that anyone may lock, always, and

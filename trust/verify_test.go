@@ -268,8 +268,7 @@ func TestFormsDoNotMix(t *testing.T) {
 
 func TestIdentityCheck(t *testing.T) {
 	f := newFakeTPM(t)
-	pcrs := append([]byte{0, 0, 0, 1, 0, algSHA256, 3, 0x80, 0x08, 0}, make([]byte, 32)...)
-	measured := extend([32]byte{}, ccPolicyPCR, pcrs)
+	operator, e := approved(t)
 	lock := indexPolicy([32]byte{}, ccWrite)
 	for _, c := range []struct {
 		name   string
@@ -277,19 +276,34 @@ func TestIdentityCheck(t *testing.T) {
 		ok     bool
 	}{
 		{"as made", func(id *Identity) {}, true},
-		{"measured", func(id *Identity) { measure(id, measured, pcrs) }, true},
-		{"measured, no evidence", func(id *Identity) { measure(id, measured, nil) }, false},
-		{"measured, other registers", func(id *Identity) {
-			other := append([]byte(nil), pcrs...)
-			other[7] = 0x40
-			measure(id, measured, other)
+		{"measured", func(id *Identity) { measure(id, e) }, true},
+		{"measured, no evidence", func(id *Identity) { measure(id, e); id.Evidence = nil }, false},
+		{"measured, approver of another", func(id *Identity) {
+			_, other := approved(t)
+			measure(id, e)
+			id.Evidence = other.Bytes()
+		}, false},
+		{"measured, first boot approved by another", func(id *Identity) {
+			_, other := approved(t)
+			measure(id, Evidence{e.Approver, other.First})
+		}, false},
+		{"measured, another boot than the approved", func(id *Identity) {
+			other := e
+			other.First.Boot.Registers[1] ^= 1
+			measure(id, other)
+		}, false},
+		{"measured, approver off the curve", func(id *Identity) {
+			other := e
+			other.Approver[63] ^= 1
+			measure(id, other)
 		}, false},
 		{"measured by no register", func(id *Identity) {
-			none := append([]byte(nil), pcrs...)
-			none[7], none[8] = 0, 0
-			measure(id, extend([32]byte{}, ccPolicyPCR, none), none)
+			measure(id, approve(t, operator, Boot{Digest: e.First.Boot.Digest}))
 		}, false},
-		{"lock that says measured", func(id *Identity) { id.Profile, id.Evidence = ProfileMeasured, pcrs }, false},
+		{"measured, bound to one boot for good", func(id *Identity) {
+			measureBy(id, extend([32]byte{}, ccPolicyPCR, e.First.Boot.bytes()), e)
+		}, false},
+		{"lock that says measured", func(id *Identity) { id.Profile, id.Evidence = ProfileMeasured, e.Bytes() }, false},
 		{"no profile", func(id *Identity) { id.Profile = "" }, false},
 		{"a profile of the future", func(id *Identity) { id.Profile = "quantum" }, false},
 		{"software with indexes", func(id *Identity) { id.Profile = ProfileSoftware; id.Key = make([]byte, 32) }, false},
@@ -309,20 +323,11 @@ func TestIdentityCheck(t *testing.T) {
 		{"key with a KDF", func(id *Identity) { id.Key[19] = 0x20 }, false},
 		{"RSA key", func(id *Identity) { id.Key[1] = 1 }, false},
 		{"slots of another name algorithm", func(id *Identity) { id.SlotsPublic[5] = 4 }, false},
-		{"measured by SHA-1", func(id *Identity) {
-			sha1 := append([]byte(nil), pcrs...)
-			sha1[5] = 4
-			measure(id, extend([32]byte{}, ccPolicyPCR, sha1), sha1)
-		}, false},
-		{"measured by two banks", func(id *Identity) {
-			two := append([]byte(nil), pcrs...)
-			two[3] = 2
-			measure(id, extend([32]byte{}, ccPolicyPCR, two), two)
-		}, false},
-		{"measured with more", func(id *Identity) {
-			more := append(append([]byte(nil), pcrs...), 0)
-			measure(id, extend([32]byte{}, ccPolicyPCR, more), more)
-		}, false},
+		{"measured by SHA-1", func(id *Identity) { measure(id, e); id.Evidence[64+5] = 4 }, false},
+		{"measured by two banks", func(id *Identity) { measure(id, e); id.Evidence[64+3] = 2 }, false},
+		{"measured by more registers than there are", func(id *Identity) { measure(id, e); id.Evidence[64+6] = 4 }, false},
+		{"measured with more", func(id *Identity) { measure(id, e); id.Evidence = append(id.Evidence, 0) }, false},
+		{"measured with less", func(id *Identity) { measure(id, e); id.Evidence = id.Evidence[:len(id.Evidence)-1] }, false},
 		{"key with more", func(id *Identity) { id.Key = append(id.Key, 0) }, false},
 		{"slots the owner may write", func(id *Identity) {
 			id.SlotsPublic = indexArea(0x0181B0F1, indexAttributes|2, lock, SlotsSize)
@@ -359,10 +364,39 @@ func TestIdentityCheck(t *testing.T) {
 	}
 }
 
-func measure(id *Identity, branch [32]byte, evidence []byte) {
-	id.Profile, id.Evidence = ProfileMeasured, evidence
+func measure(id *Identity, e Evidence) { measureBy(id, e.Approver.branch(), e) }
+
+func measureBy(id *Identity, branch [32]byte, e Evidence) {
+	id.Profile, id.Evidence = ProfileMeasured, e.Bytes()
 	id.SlotsPublic = indexArea(0x0181B0F1, indexAttributes, indexPolicy(branch, ccWrite), SlotsSize)
 	id.CounterPublic = indexArea(0x0181B0F2, indexAttributes|typeCounter, indexPolicy(branch, ccIncrement), counterSize)
+}
+
+// approved is a new operator's key, and the evidence of a boot that it approves.
+func approved(t testing.TB) (*ecdsa.PrivateKey, Evidence) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot, err := NewBoot(map[int][32]byte{7: {7}, 11: {11}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key, approve(t, key, boot)
+}
+
+func approve(t testing.TB, key *ecdsa.PrivateKey, b Boot) Evidence {
+	t.Helper()
+	by, err := ApproverOf(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := Approve(key, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Evidence{by, a}
 }
 
 func clone(id Identity) Identity {

@@ -29,7 +29,7 @@ func newPolicy(command tpm2.TPMCC) (policy, error) {
 }
 
 // branch is the digest of PolicyCommandCode(command) alone: profile lock sets
-// no condition on writers but the lock. Profile measured would put a PolicyPCR
+// no condition on writers but the lock. Profile measured would put a PolicyAuthorize
 // before it, here and in session.
 func branch(command tpm2.TPMCC) (tpm2.TPM2BDigest, error) {
 	return digest(tpm2.PolicyCommandCode{Code: command})
