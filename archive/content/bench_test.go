@@ -106,7 +106,7 @@ func audit(b *testing.B, dir string, all []archive.Digest, cached bool) {
 		items = append(items, Item{d, place, size})
 	}
 	slices.SortFunc(items, func(x, y Item) int { return cmp.Compare(x.Place, y.Place) })
-	err := s.CheckAll(b.Context(), items, Checking{Cached: cached, Wrong: func(it Item, err error) { b.Error(it.Digest, err) }})
+	err := s.CheckAll(b.Context(), items, Checking{cached: cached, Wrong: func(it Item, err error) { b.Error(it.Digest, err) }})
 	if err != nil {
 		b.Fatal(err)
 	}

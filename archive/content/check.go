@@ -29,15 +29,14 @@ type Checking struct {
 	// as long as the share of the disk that the work may have demands. If it
 	// is nil, all cores work without a pause.
 	Took func(ctx context.Context, d time.Duration) error
-	// Cached lets pages come out of the page cache. Otherwise they are read
-	// off the disk.
-	Cached bool
 	// Wrong is called, once at a time, with each content that is not what it
 	// should be. The error is ErrMissing or ErrDamaged.
 	Wrong func(Item, error)
 	// Passed is called, once at a time, when so many contents more have been
 	// checked, of which last lies farthest on the disk.
 	Passed func(n int, last Item)
+
+	cached bool // benchmarks: pages may come out of the page cache
 }
 
 // stride is how much is read at a time, in bytes.
@@ -183,7 +182,7 @@ func (c *checker) memberAt(b []byte, at int64, d archive.Digest) bool {
 
 // again checks one content by itself: it may have moved since it was located.
 func (c *checker) again(ctx context.Context, d archive.Digest) error {
-	_, err := c.store.packs.check(d, c.how.Cached)
+	_, err := c.store.packs.check(d, c.how.cached)
 	if errors.Is(err, ErrMissing) {
 		return c.plain(ctx, d)
 	}
@@ -207,7 +206,7 @@ func (c *checker) readPack(n uint32, from, to int64) []byte {
 
 // fresh makes the pages of a file come from the disk, in few large reads.
 func (c *checker) fresh(f *os.File, from, n int64) {
-	if !c.how.Cached {
+	if !c.how.cached {
 		unix.Fadvise(int(f.Fd()), from, n, unix.FADV_DONTNEED)
 	}
 	unix.Fadvise(int(f.Fd()), from, n, unix.FADV_WILLNEED)
@@ -245,14 +244,10 @@ func (c *checker) plain(ctx context.Context, d archive.Digest) error {
 }
 
 // Check reads a content off the disk, not out of the page cache, and returns
-// what is there. took is as in Checking. The error is as in Locate, or the
-// context's.
-func (s *Store) Check(ctx context.Context, d archive.Digest, took func(context.Context, time.Duration) error) (archive.Content, error) {
-	start := time.Now()
+// what is there. The error is as in Locate, or the context's.
+func (s *Store) Check(ctx context.Context, d archive.Digest) (archive.Content, error) {
 	l, err := s.packs.check(d, false)
 	switch {
-	case err == nil && took != nil:
-		return describe(d, int64(l.size)), took(ctx, time.Since(start))
 	case err == nil:
 		return describe(d, int64(l.size)), ctx.Err()
 	case !errors.Is(err, ErrMissing):
@@ -264,7 +259,7 @@ func (s *Store) Check(ctx context.Context, d archive.Digest, took func(context.C
 	}
 	defer r.Close()
 	unix.Fadvise(int(r.f.Fd()), 0, 0, unix.FADV_DONTNEED)
-	c, err := copyHashed(io.Discard, &pacedReader{ctx: ctx, r: r, took: took})
+	c, err := copyHashed(io.Discard, Bound(ctx, r))
 	switch {
 	case ctx.Err() != nil:
 		return c, ctx.Err()
@@ -274,26 +269,4 @@ func (s *Store) Check(ctx context.Context, d archive.Digest, took func(context.C
 		return c, fmt.Errorf("content %s: %w: digest of %d bytes is %s", d, ErrDamaged, c.Size, c.Digest)
 	}
 	return c, nil
-}
-
-// pacedReader pauses for the time that went by since the read before: reading,
-// and what was done with the bytes.
-type pacedReader struct {
-	ctx  context.Context
-	r    io.Reader
-	took func(context.Context, time.Duration) error
-	last time.Time
-}
-
-func (r *pacedReader) Read(b []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	if r.took != nil && !r.last.IsZero() {
-		if err := r.took(r.ctx, time.Since(r.last)); err != nil {
-			return 0, err
-		}
-	}
-	r.last = time.Now()
-	return r.r.Read(b)
 }

@@ -215,7 +215,7 @@ func openRegular(path string, flag int) (*os.File, os.FileInfo, error) {
 // otherwise nothing is kept. The content is on the disk when it returns. It
 // takes the place of a damaged one.
 func (s *Store) Put(ctx context.Context, d archive.Digest, size int64, r io.Reader) (archive.Content, error) {
-	r = &boundReader{ctx, io.LimitReader(r, size+1)}
+	r = Bound(ctx, io.LimitReader(r, size+1))
 	put := s.putPlain
 	if size <= Small {
 		put = s.putSmall
@@ -340,7 +340,9 @@ func fill(r io.Reader, buf []byte) (n int, err error) {
 	return n, err
 }
 
-// boundReader is a reader that ends with its context.
+// Bound returns a reader of r that ends with its context.
+func Bound(ctx context.Context, r io.Reader) io.Reader { return &boundReader{ctx, r} }
+
 type boundReader struct {
 	ctx context.Context
 	r   io.Reader

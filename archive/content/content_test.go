@@ -74,7 +74,7 @@ func wantHeld(t testing.TB, s *Store, all ...Bytes) {
 		if size, err := s.Size(c.Digest); err != nil || size != int64(len(c.Bytes)) {
 			t.Fatalf("content %d: size %d, %v", i, size, err)
 		}
-		if _, err := s.Check(t.Context(), c.Digest, nil); err != nil {
+		if _, err := s.Check(t.Context(), c.Digest); err != nil {
 			t.Fatalf("content %d: %v", i, err)
 		}
 	}
@@ -352,7 +352,7 @@ func TestDamage(t *testing.T) {
 				s.Close()
 				s = open(t, dir)
 			}
-			if _, err := s.Check(t.Context(), all[10].Digest, nil); !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrMissing) {
+			if _, err := s.Check(t.Context(), all[10].Digest); !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrMissing) {
 				t.Errorf("%s: got %v", name, err)
 			}
 			if restarted {
@@ -460,7 +460,7 @@ func TestHeaderReachesTooFar(t *testing.T) {
 		for _, s := range []*Store{s, open(t, dir)} {
 			wantHeld(t, s, all[1:]...)
 			wantMissing(t, s, all[0])
-			if _, err := s.Check(t.Context(), far.Digest, nil); err == nil {
+			if _, err := s.Check(t.Context(), far.Digest); err == nil {
 				t.Error("believed in a content that is not there")
 			}
 		}
@@ -628,7 +628,7 @@ func TestCheckAll(t *testing.T) {
 	pauses := 0
 	for name, how := range map[string]Checking{
 		"all cores": {},
-		"cached":    {Cached: true},
+		"cached":    {cached: true},
 		"paced":     {Took: func(ctx context.Context, d time.Duration) error { pauses++; return ctx.Err() }},
 	} {
 		for _, c := range all { // what was found before is not remembered

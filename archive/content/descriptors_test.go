@@ -84,7 +84,7 @@ func unsure(t *testing.T, name string, s *Store, all []Bytes, items []Item) {
 	t.Helper()
 	for i, c := range all {
 		_, opened := s.Open(c.Digest)
-		_, checked := s.Check(t.Context(), c.Digest, nil)
+		_, checked := s.Check(t.Context(), c.Digest)
 		for what, err := range map[string]error{"open": opened, "check": checked} {
 			if !errors.Is(err, unix.EMFILE) || isAny(err, ErrMissing, ErrDamaged) {
 				t.Errorf("%s: %s content %d: got %v", name, what, i, err)

@@ -231,7 +231,7 @@ func (s *service) held(ctx context.Context, d archive.Digest) (archive.Content, 
 	if u, ok := s.pending.upload(d); ok && u.size == uint64(size) {
 		return archive.Content{Digest: d, Size: u.size, Blocks: u.blocks}, nil
 	}
-	return s.store.CheckContent(ctx, d, nil)
+	return s.store.CheckContent(ctx, d)
 }
 
 // putContent takes a content that a writer sends under his signature, or the

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/content"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 )
 
@@ -77,7 +78,7 @@ func (l *blockLists) page(ctx context.Context, k listKey, f io.ReadSeeker) ([]by
 	if _, err := f.Seek(start, io.SeekStart); err != nil {
 		return nil, err
 	}
-	list, err := archive.ReadBlocks(&boundReader{ctx, f}, wire.MaxBlocks)
+	list, err := archive.ReadBlocks(content.Bound(ctx, f), wire.MaxBlocks)
 	if err != nil {
 		return nil, err
 	}

@@ -42,31 +42,18 @@ func (s *Store) putContent(ctx context.Context, d archive.Digest, size int64, r 
 	return s.contents.Put(ctx, d, size, r)
 }
 
-// boundReader is a reader that ends with its context.
-type boundReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r *boundReader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.r.Read(p)
-}
-
 // CheckContent reads a content off the disk, not out of the page cache, and
 // returns what is there. The error is as in OpenContent, or the context's.
-func (s *Store) CheckContent(ctx context.Context, d archive.Digest, p *pace) (archive.Content, error) {
-	return s.contents.Check(ctx, d, p.limit())
+func (s *Store) CheckContent(ctx context.Context, d archive.Digest) (archive.Content, error) {
+	return s.contents.Check(ctx, d)
 }
 
-// pace keeps background work to its share of the time. The nil pace does not.
+// pace keeps background work to its share of the time.
 type pace struct{ share float64 }
 
 // took pauses as long as work that took so long must.
 func (p *pace) took(ctx context.Context, d time.Duration) error {
-	if p == nil || p.share >= 1 || p.share <= 0 {
+	if p.share >= 1 || p.share <= 0 {
 		return ctx.Err()
 	}
 	return pause(ctx, time.Duration(float64(d)*(1-p.share)/p.share))
@@ -74,7 +61,7 @@ func (p *pace) took(ctx context.Context, d time.Duration) error {
 
 // limit returns the pauses that the work must make, nil for none.
 func (p *pace) limit() func(context.Context, time.Duration) error {
-	if p == nil || p.share >= 1 || p.share <= 0 {
+	if p.share >= 1 || p.share <= 0 {
 		return nil
 	}
 	return p.took

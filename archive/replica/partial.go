@@ -297,7 +297,7 @@ func (in *incoming) whole(ctx context.Context) (c archive.Content, err error) {
 		return c, err
 	}
 	h := archive.NewContentHasher()
-	_, err = io.CopyBuffer(struct{ io.Writer }{h}, &boundReader{ctx, in.f}, make([]byte, 256<<10))
+	_, err = io.CopyBuffer(struct{ io.Writer }{h}, content.Bound(ctx, in.f), make([]byte, 256<<10))
 	return h.Content(), full(err)
 }
 

@@ -2,10 +2,12 @@ package replica
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -52,11 +54,11 @@ func TestPutContent(t *testing.T) {
 	if err != nil || got != c {
 		t.Fatalf("got %v, %v", got, err)
 	}
-	if read, err := s.CheckContent(t.Context(), c.Digest, nil); err != nil || read != c {
+	if read, err := s.CheckContent(t.Context(), c.Digest); err != nil || read != c {
 		t.Errorf("got %v, %v", read, err)
 	}
 	flipByte(t, s.ContentPath(c.Digest), 2_000_000)
-	if _, err := s.CheckContent(t.Context(), c.Digest, &pace{0.9}); !errors.Is(err, ErrDamaged) {
+	if _, err := s.CheckContent(t.Context(), c.Digest); !errors.Is(err, ErrDamaged) {
 		t.Errorf("flipped: got %v", err)
 	}
 }
@@ -325,6 +327,114 @@ func TestPendingAside(t *testing.T) {
 	if info, err := os.Stat(path + ".damaged"); err != nil || !info.Mode().IsRegular() {
 		t.Errorf("got %v, %v", info, err)
 	}
+}
+
+// While a damaged buffer is set aside there is always a buffer at the path: a
+// crash at any moment leaves one of which the submissions can be read.
+func TestPendingNeverAway(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, pendingFile)
+	a := archivetest.NewRoster(t, 4)
+	sub := a.Submission(time.Now(), files("n", 1))
+	for round := range 2 { // in the second there is an older damaged file
+		p := openBuffer(t, path)
+		if err := errors.Join(p.Put(sub), p.close()); err != nil {
+			t.Fatal(err)
+		}
+		flipByte(t, path, 20) // in the first meta page
+		was, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := renames(t, dir, func() { p = openBuffer(t, path) })
+		if got := names[pendingFile]; got != unix.IN_MOVED_TO {
+			t.Errorf("round %d: events %#x, want one file moved over the other", round, got)
+		}
+		if !submissions(t, p)[sub.Digest()] {
+			t.Error("the submission is gone")
+		}
+		p.close()
+		if kept, err := os.ReadFile(path + ".damaged"); err != nil || !bytes.Equal(kept, was) {
+			t.Errorf("set aside: %v, %d bytes", err, len(kept))
+		}
+	}
+}
+
+// starvedBuffer is set in the process that does without descriptors.
+const starvedBuffer = "BONAFIDE_TEST_STARVED"
+
+// A buffer that cannot be opened for want of descriptors is an error, whichever
+// open it is that fails: a good file is not set aside, and nothing of it is lost.
+func TestPendingNoDescriptors(t *testing.T) {
+	if dir := os.Getenv(starvedBuffer); dir != "" {
+		starveBuffer(t, filepath.Join(dir, pendingFile))
+		return
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestPendingNoDescriptors$", "-test.v")
+	cmd.Env = append(os.Environ(), starvedBuffer+"="+t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("--- PASS")) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// starveBuffer opens a buffer with more and more descriptors until they suffice.
+func starveBuffer(t *testing.T, path string) {
+	a := archivetest.NewRoster(t, 4)
+	sub := a.Submission(time.Now(), files("n", 1))
+	p := openBuffer(t, path)
+	if err := errors.Join(p.Put(sub), p.close()); err != nil {
+		t.Fatal(err)
+	}
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	p = nil
+	for n := uint64(0); p == nil; n++ {
+		limit := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: was.Max})
+		var err error
+		p, err = openPending(path)
+		if err := errors.Join(limit, unix.Setrlimit(unix.RLIMIT_NOFILE, &was)); err != nil {
+			t.Fatal(err)
+		}
+		if err != nil && (!errors.Is(err, unix.EMFILE) || errors.Is(err, ErrDamaged)) {
+			t.Errorf("%d descriptors: got %v", n, err)
+		}
+		if _, err := os.Stat(path + ".damaged"); err == nil {
+			t.Fatalf("%d descriptors: set aside", n)
+		}
+	}
+	defer p.close()
+	if !submissions(t, p)[sub.Digest()] {
+		t.Error("the submission is gone")
+	}
+}
+
+// renames returns which names come to a directory and go from it while f runs.
+func renames(t *testing.T, dir string, f func()) map[string]uint32 {
+	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MOVE|unix.IN_DELETE); err != nil {
+		t.Fatal(err)
+	}
+	f()
+	names, buf := make(map[string]uint32), make([]byte, 1<<16)
+	n, err := unix.Read(fd, buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// event: i32 watch, u32 mask, u32 cookie, u32 len, name padded with zeros
+	for b := buf[:n]; len(b) > 0; {
+		end := 16 + binary.NativeEndian.Uint32(b[12:])
+		names[string(bytes.TrimRight(b[16:end], "\x00"))] |= binary.NativeEndian.Uint32(b[4:])
+		b = b[end:]
+	}
+	return names
 }
 
 // A submission that is queued anew, after a write that failed, is not taken for

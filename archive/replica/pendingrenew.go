@@ -1,0 +1,155 @@
+package replica
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/tree/boltstore"
+)
+
+// renewed makes a new file from the rows of the one at path, puts it in its
+// place and returns it open.
+func renewed(path string) (*Pending, error) {
+	fresh := path + ".new"
+	if err := errors.Join(evict(path), os.RemoveAll(fresh)); err != nil {
+		return nil, err
+	}
+	p, err := loaded(fresh)
+	if err != nil {
+		return nil, err
+	}
+	damage, err := p.takeRows(path)
+	if err == nil && damage != nil {
+		err = aside(path)
+	}
+	if err == nil {
+		err = os.Rename(fresh, path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		p.closeFile()
+		os.Remove(fresh)
+		return nil, full(err)
+	}
+	p.damage = damage
+	return p, nil
+}
+
+// aside keeps the file at path under another name too. It is not moved: a crash
+// before another takes its place must not leave nothing there.
+func aside(path string) error {
+	damaged := path + ".damaged"
+	if err := os.RemoveAll(damaged); err != nil {
+		return err
+	}
+	return os.Link(path, damaged)
+}
+
+// takeRows copies the rows of another buffer that vouch for themselves: the key
+// of a submission is its digest. damage says why not all could be read; err, why
+// they could not be written, or nobody can say what the file holds: without a
+// descriptor or the right to read, a good one must not pass for a damaged one.
+func (p *Pending) takeRows(path string) (damage, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	readable, damage := boltstore.CheckFile(path)
+	if damage != nil && !errors.Is(damage, boltstore.ErrDamaged) {
+		return nil, damage
+	}
+	if readable {
+		lost, err := p.takeReadable(path)
+		if err != nil {
+			return nil, err
+		}
+		damage = errors.Join(damage, lost)
+	}
+	if damage != nil {
+		err = p.salvage(f)
+	}
+	return damage, err
+}
+
+// takeReadable copies what bbolt finds in a file, which it could open just before.
+func (p *Pending) takeReadable(path string) (damage, err error) {
+	old, err := openGuarded(path, true)
+	if err != nil {
+		return nil, err
+	}
+	defer old.closeFile()
+	damage = old.Each(func(s archive.Submission) error {
+		err = p.copy(s)
+		return err
+	})
+	if err == nil {
+		err = p.flush()
+	}
+	if err != nil {
+		return nil, err
+	}
+	lost, err := p.takeUploads(old)
+	return errors.Join(damage, lost), err
+}
+
+// salvage copies the submissions that lie anywhere in a damaged file. Some may
+// have been dropped before; they will be again.
+func (p *Pending) salvage(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	err = boltstore.Salvage(f, info.Size(), func(key, val []byte) error {
+		d := archive.DigestOf(val)
+		if !bytes.Equal(key, d[:]) {
+			return nil
+		}
+		s, err := archive.ParseSubmission(slices.Clone(val))
+		if err != nil {
+			return nil
+		}
+		return p.copy(s)
+	})
+	return errors.Join(err, p.flush())
+}
+
+// copy takes over a submission, for the next flush.
+func (p *Pending) copy(s archive.Submission) error {
+	_, err := p.enqueue(&put{sub: s}, nil)
+	if err == nil && len(p.queue) >= copyBatch {
+		err = p.flush()
+	}
+	return err
+}
+
+// copyBatch is how many submissions are copied in one transaction.
+const copyBatch = 256
+
+// takeUploads copies what is known of uploads. It is only of use, not needed.
+func (p *Pending) takeUploads(old *Pending) (damage, err error) {
+	all := make(map[archive.Digest]upload)
+	damage = old.eachUpload(func(d archive.Digest, u upload) error { all[d] = u; return nil })
+	err = p.update(func(tx *bbolt.Tx) error {
+		for d, u := range all {
+			if err := tx.Bucket(uploadsBucket).Put(d[:], u.bytes()); err != nil {
+				return err
+			}
+			p.stored[u.writer] += u.size
+		}
+		return nil
+	})
+	return damage, err
+}
