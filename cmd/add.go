@@ -31,8 +31,10 @@ binding offline. Running it again is safe.
 With -r, add all regular files below a directory, each under NAME, a slash and
 its path there; if NAME is empty, under its path alone. What is not a regular
 file is left out and reported, and so are files that cannot be read, change
-while they are read or whose names are bound to other content: the others are
-added, and the exit status is 3 (with a single file, that of what kept it out).
+while they are read, or whose names are not valid, the same as another's once
+normalised, or bound to other content. The others are added, and the exit status
+is 3; if one file was left out and none added, that of what kept it out. If one
+name is outside the prefixes that the writer may write, nothing is added.
 Running it again uploads nothing twice: it goes on where it was interrupted.`,
 		Example: `  bonafide add notes/a.txt a.txt --wait
   bonafide add -r photos/2026 ~/Pictures/2026`,

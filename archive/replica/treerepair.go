@@ -304,7 +304,8 @@ type changesSource interface {
 }
 
 // changes yields the names bound after base up to the repair's epoch, as src
-// gives them: unproven, but in no more pages than what the records count needs.
+// gives them: unproven, but in no more pages than a source that is right can need
+// for as many names as the records count.
 func (r *treeRepair) changes(ctx context.Context, src changesSource, base archive.EpochRecord) iter.Seq2[tree.Pair, error] {
 	return func(yield func(tree.Pair, error) bool) {
 		under := r.rec
