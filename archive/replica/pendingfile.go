@@ -160,7 +160,9 @@ func (p *Pending) update(f func(*bbolt.Tx) error) error {
 
 // sound checks the pages of the file: what is written to a damaged one may be
 // out of reach, or be overwritten by the next write, and must not be
-// acknowledged.
+// acknowledged. It reads them all each time: whoever owns the disk may have
+// changed any since, and that the list of free pages names one in use shows only
+// when all in use are known.
 func (p *Pending) sound() error {
 	err := p.view(func(tx *bbolt.Tx) error { return boltstore.CheckPages(p.opened, tx) })
 	if errors.Is(err, boltstore.ErrDamaged) {
