@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -139,8 +140,7 @@ func (c *cluster) start(id uint32) {
 // run runs a command of the program as the cluster's user and returns what it
 // printed and its exit status.
 func (c *cluster) run(args ...string) (stdout []byte, stderr string, status int) {
-	cmd := archivetest.Command(c.t.Context(), append([]string{"--config", filepath.Join(c.dir, "config.yaml")}, args...)...)
-	cmd.Env = append(cmd.Env, "XDG_STATE_HOME="+filepath.Join(c.dir, "state"), "XDG_CONFIG_HOME="+c.dir, "XDG_DATA_HOME="+c.dir)
+	cmd := c.command(args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
@@ -148,6 +148,13 @@ func (c *cluster) run(args ...string) (stdout []byte, stderr string, status int)
 		c.t.Fatalf("%v: %v", args, err)
 	}
 	return out.Bytes(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// command returns a run of the program as the cluster's user.
+func (c *cluster) command(args ...string) *exec.Cmd {
+	cmd := archivetest.Command(c.t.Context(), append([]string{"--config", filepath.Join(c.dir, "config.yaml")}, args...)...)
+	cmd.Env = append(cmd.Env, "XDG_STATE_HOME="+filepath.Join(c.dir, "state"), "XDG_CONFIG_HOME="+c.dir, "XDG_DATA_HOME="+c.dir)
+	return cmd
 }
 
 // ok runs a command that must end with status 0.

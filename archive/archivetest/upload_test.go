@@ -82,13 +82,6 @@ func (c *cluster) underWay(id uint32, more int64) {
 	}
 }
 
-// command is a run of the program as the cluster's user.
-func (c *cluster) command(args ...string) *exec.Cmd {
-	cmd := archivetest.Command(c.t.Context(), append([]string{"--config", filepath.Join(c.dir, "config.yaml")}, args...)...)
-	cmd.Env = append(cmd.Env, "XDG_STATE_HOME="+filepath.Join(c.dir, "state"))
-	return cmd
-}
-
 // An upload goes on after the client was killed in the middle, and then after two
 // replicas were.
 func TestUploadKilled(t *testing.T) {
