@@ -13,17 +13,17 @@ import (
 var errLimit = errors.New("over its time limit")
 
 // update is one update phase: open update mode, run the update child, and lock
-// whatever happened. Its error is that of the lock; that of the phase goes to
-// those who wait for it and into the state.
-func (w *Watchdog) update(ctx context.Context) error {
+// whatever happened. It returns the error of the phase, which goes to those who
+// wait for it and into the state too, and that of the lock.
+func (w *Watchdog) update(ctx context.Context) (err, locked error) {
 	p := w.begin()
 	w.skipTo(w.now())
 	w.change(func(s *State) { s.Phase, s.Next = PhaseUpdate, w.next })
-	err := w.limited(ctx)
-	locked := w.lock(ctx)
+	err = w.limited(ctx)
+	locked = w.lock(ctx)
 	w.skipTo(w.now())
 	w.finish(p, errors.Join(err, locked))
-	return locked
+	return err, locked
 }
 
 // limited is the part of a phase that the hard limit cuts off.

@@ -105,6 +105,9 @@ func (w *Watchdog) wait(ctx context.Context, done <-chan struct{}) event {
 		if now {
 			return due
 		}
+		if w.cfg.Alive != nil {
+			w.cfg.Alive()
+		}
 		t := time.NewTimer(left)
 		select {
 		case <-t.C:

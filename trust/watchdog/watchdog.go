@@ -65,6 +65,11 @@ type Config struct {
 	// machine, so that the first phase begins without another Reset.
 	Fresh bool
 
+	// Locked says that an update phase has been since the last reset of the
+	// device, or is left to others, so that Run begins with the service phase.
+	// It locks the device first all the same.
+	Locked bool
+
 	PhaseLimit time.Duration // hard end of an update phase, reset included; default 10 min
 	StopGrace  time.Duration // between SIGTERM and SIGKILL, and for the last Lock; default 10 s
 	LockLimit  time.Duration // for one attempt to lock; default 30 s
@@ -80,6 +85,10 @@ type Config struct {
 	// OnChange, if set, is called with each new state, by the goroutine
 	// that called Run, which waits for its return.
 	OnChange func(State)
+
+	// Alive, if set, is called by that goroutine at least every minute of a
+	// service phase.
+	Alive func()
 }
 
 // State is what a watchdog is doing.
@@ -153,24 +162,41 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Run runs phase after phase until ctx ends, beginning with an update phase:
-// whatever happened before, update code runs before service code. It then stops
-// the child, locks the device and returns nil, or an error if a device in
-// update mode could not be locked. Run may be called once.
+// Run runs phase after phase until ctx ends, beginning with an update phase
+// unless Locked is set: whatever happened before, update code runs before
+// service code. It then stops the child, locks the device and returns nil, or an
+// error if a device in update mode could not be locked. Of Run and Once, one may
+// be called, once.
 func (w *Watchdog) Run(ctx context.Context) error {
 	defer w.end()
-	for {
-		if err := w.update(ctx); err != nil {
-			return err
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
+	err := w.first(ctx)
+	for err == nil && ctx.Err() == nil {
 		w.serve(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
+		_, err = w.update(ctx)
 	}
+	return err
+}
+
+// Once runs one update phase and returns nil if it went well and the device is
+// locked.
+func (w *Watchdog) Once(ctx context.Context) error {
+	defer w.end()
+	err, locked := w.update(ctx)
+	return errors.Join(err, locked)
+}
+
+// first is what must have been before any service phase.
+func (w *Watchdog) first(ctx context.Context) error {
+	if w.cfg.Locked {
+		w.skipTo(w.now())
+		w.change(func(s *State) { s.Next = w.next })
+		return w.lock(ctx)
+	}
+	_, err := w.update(ctx)
+	return err
 }
 
 // Trigger asks for an update phase now and waits for its end, which is when the

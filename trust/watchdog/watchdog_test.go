@@ -432,3 +432,80 @@ func TestNewRefusesHalfAConfig(t *testing.T) {
 	}()
 	New(Config{})
 }
+
+// A watchdog that leaves update phases to others locks before it serves, and
+// opens none by itself.
+func TestLockedDeviceIsServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newWorld(t)
+		d.lock = func(n int) error {
+			if n < 3 {
+				return errors.New("busy")
+			}
+			return nil
+		}
+		alive := 0
+		stop := d.run(d.watchdog(never{}, func(c *Config) { c.Locked, c.Alive = true, func() { alive++ } }))
+		d.pause(24 * time.Hour)
+		stop()
+		if d.nReset != 0 || len(d.updates) != 0 || len(d.services) != 1 {
+			t.Errorf("%d resets, %d updates, %d services", d.nReset, len(d.updates), len(d.services))
+		}
+		if d.nLock < 3 || !d.locked {
+			t.Errorf("locked %v after %d attempts", d.locked, d.nLock)
+		}
+		if alive < 24*60 {
+			t.Errorf("a sign of life %d times in a day", alive)
+		}
+	})
+}
+
+func TestLockedDeviceIsResetAtTheTick(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newWorld(t)
+		w := d.watchdog(every(time.Hour), func(c *Config) { c.Locked = true })
+		defer d.run(w)()
+		if s := w.State(); s.Phase != PhaseService || !s.Next.Equal(every(time.Hour).Next(d.now())) {
+			t.Errorf("at the start: %+v", s)
+		}
+		d.pause(time.Hour)
+		if d.nReset != 1 || len(d.updates) != 1 {
+			t.Errorf("at the tick: %d resets, %d updates", d.nReset, len(d.updates))
+		}
+	})
+}
+
+// One phase alone ends locked and on time, whatever the child does.
+func TestOnceEndsLocked(t *testing.T) {
+	tests := []struct {
+		name string
+		life life
+		good bool
+	}{
+		{"well", life{after: time.Second}, true},
+		{"no quorum", life{after: time.Second, status: 6}, false},
+		{"ignores SIGTERM", life{stubborn: true}, false},
+		{"survives SIGKILL for a while", life{stubborn: true, undying: time.Hour}, false},
+		{"dies over and over", life{after: time.Second, status: -1}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := newWorld(t)
+				d.update = func(int) life { return tt.life }
+				began := d.now()
+				w := d.watchdog(never{}, func(c *Config) { c.Fresh = true })
+				if err := w.Once(t.Context()); (err == nil) != tt.good {
+					t.Errorf("Once: %v", err)
+				}
+				if took := d.now().Sub(began); !d.locked || took > 10*time.Minute+20*time.Second {
+					t.Errorf("after %v: locked %v", took, d.locked)
+				}
+				if d.nReset != 0 || len(d.services) != 0 {
+					t.Errorf("%d resets, %d services", d.nReset, len(d.services))
+				}
+				d.pause(2 * time.Hour) // what does not die at once
+			})
+		})
+	}
+}
