@@ -17,7 +17,7 @@ import (
 
 // configKeys are the settings that a configuration file may hold. The first
 // four are paths, relative to the file.
-var configKeys = []string{"roster", "writer-key", "state", "dir", "timeout", "json", "quiet"}
+var configKeys = []string{"roster", "writer-key", "state", "dir", "reset", "timeout", "json", "quiet"}
 
 const pathKeys = 4
 

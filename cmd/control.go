@@ -42,6 +42,7 @@ type controlReply struct {
 	Watchdog int          `json:"watchdog"` // process id
 	Child    int          `json:"child"`    // process id, 0: none
 	Phase    string       `json:"phase"`
+	Reboots  bool         `json:"reboots,omitempty"` // the machine, for each update phase
 	Last     time.Time    `json:"last"`
 	Next     time.Time    `json:"next"`
 	Trouble  string       `json:"trouble,omitempty"`
@@ -89,6 +90,10 @@ func (h *host) obey(ctx context.Context, conn net.Conn, w *watchdog.Watchdog) {
 	switch req.Do {
 	case doState:
 	case doUpdate:
+		if h.only {
+			err = errBooted
+			break
+		}
 		conn.SetDeadline(time.Time{})
 		err = w.Trigger(ctx)
 	default:
@@ -101,13 +106,18 @@ func (h *host) obey(ctx context.Context, conn net.Conn, w *watchdog.Watchdog) {
 func (h *host) reply(s watchdog.State, do string, err error) controlReply {
 	r := controlReply{
 		Replica: h.ID, Watchdog: os.Getpid(), Child: s.Child, Phase: s.Phase,
-		Last: s.Last, Next: s.Next, Trouble: s.LastError, Report: h.latest(),
+		Reboots: h.reset == resetReboot,
+		Last:    s.Last, Next: s.Next, Trouble: s.LastError, Report: h.latest(),
 	}
 	if err != nil {
 		r.Error = err.Error()
 	}
 	return r
 }
+
+// errBooted is told to who asks a watchdog of service phases alone for an update
+// phase.
+var errBooted = errors.New("its update phases begin with a boot of its machine: systemctl start bonafide-reboot")
 
 // errNoWatchdog says that nobody serves the replica.
 var errNoWatchdog = errors.New("nothing serves it")

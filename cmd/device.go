@@ -3,6 +3,7 @@ package cmd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os/exec"
 
 	"github.com/bonafide-archive/bonafide/trust/soft"
@@ -10,20 +11,46 @@ import (
 	"github.com/bonafide-archive/bonafide/trust/watchdog"
 )
 
+// Who resets the device of a replica, and so opens update mode. The first two
+// are what the device is, and reset by its watchdog.
+const (
+	resetSoftware = masSoftware
+	resetSwtpm    = masSwtpm
+	resetReboot   = "reboot"
+)
+
+// checkReset refuses a reset that the device does not know. A machine is not
+// rebooted unasked.
+func (m member) checkReset(reset string) error {
+	switch {
+	case reset == "" && m.MAS == masTPM:
+		err := usagef("replica %d is on this machine's TPM: each update phase reboots the machine", m.ID)
+		return withHint(err, "--reset %s if it may; --service-only if systemd does", resetReboot)
+	case reset == "", reset == m.MAS, reset == resetReboot && m.MAS != masSoftware:
+		return nil
+	}
+	return usagef("--reset %s: replica %d has a device of kind %s, which that does not reset", quote(reset), m.ID, m.MAS)
+}
+
 // device returns what the watchdog resets and locks. The returned function
 // ends what it keeps running.
-func (m member) device(ctx context.Context) (watchdog.Device, func() error, error) {
+func (h *host) device(ctx context.Context) (watchdog.Device, func() error, error) {
+	m := h.member
 	switch m.MAS {
 	case masSoftware:
 		return softDevice{m}, func() error { return nil }, nil
 	case masTPM:
-		return machine{m}, func() error { return nil }, nil
+		return machine{m.lockMAS}, func() error { return nil }, nil
 	}
 	s, err := tpm.StartSwtpm(ctx, m.path(masDir), m.path(runDir))
 	if err != nil {
 		return nil, nil, withHint(err, "is swtpm installed? (apt install swtpm)")
 	}
-	return swtpmDevice{m, s}, s.Stop, nil
+	d := swtpmDevice{m, s}
+	if h.reset == resetReboot {
+		return machine{d.Lock}, s.Stop, nil
+	}
+	return d, s.Stop, nil
 }
 
 // lockMAS is update mode's end, in this process.
@@ -59,16 +86,19 @@ func (d swtpmDevice) Lock(ctx context.Context) error {
 	return d.m.lockMAS(ctx)
 }
 
-// machine is the TPM of this machine, which only a reboot resets.
-type machine struct{ m member }
+// machine is a device that only a reboot of this machine resets. It is locked
+// by calling it.
+type machine struct{ lock func(context.Context) error }
 
-// Reset reboots the machine, so it returns only if that could not be done.
+// Reset reboots the machine, so it returns only if that could not be done, or
+// when this process has to end for it. Never by kexec, which resets no TPM, nor
+// by a soft reboot.
 func (d machine) Reset(ctx context.Context) error {
-	if err := exec.CommandContext(ctx, "systemctl", "reboot").Run(); err != nil {
-		return err
+	if out, err := exec.CommandContext(ctx, "systemctl", "reboot").CombinedOutput(); err != nil {
+		return fmt.Errorf("systemctl reboot: %w: %s", err, oneLine(string(out)))
 	}
 	<-ctx.Done()
 	return ctx.Err()
 }
 
-func (d machine) Lock(ctx context.Context) error { return d.m.lockMAS(ctx) }
+func (d machine) Lock(ctx context.Context) error { return d.lock(ctx) }

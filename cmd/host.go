@@ -3,6 +3,7 @@ package cmd
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,7 +15,9 @@ import (
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/replica"
 	"github.com/bonafide-archive/bonafide/archive/wire"
+	"github.com/bonafide-archive/bonafide/trust"
 	"github.com/bonafide-archive/bonafide/trust/watchdog"
 )
 
@@ -30,6 +33,8 @@ type host struct {
 	roster  *archive.Roster
 	verbose io.Writer                       // gets the logs too, if set
 	phase   func(id uint32, rp childReport) // told of the end of each update phase
+	reset   string                          // who resets the device; empty: its kind
+	only    bool                            // service phases; others open update mode
 
 	logs   []*logFile
 	phases uint64 // seen by changed, which only the watchdog's Run calls
@@ -47,7 +52,7 @@ func (h *host) run(ctx context.Context) error {
 	}
 	defer end()
 	defer h.closeLogs()
-	w := watchdog.New(h.config(device))
+	w := watchdog.New(h.begin(ctx, h.config(device)))
 	l, err := wire.ListenUnix(h.path(runDir), controlSocket)
 	if err != nil {
 		return fmt.Errorf("replica %d: %w", h.ID, err)
@@ -57,6 +62,68 @@ func (h *host) run(ctx context.Context) error {
 		return fmt.Errorf("replica %d: %w", h.ID, err)
 	}
 	return nil
+}
+
+// once runs one update phase of the replica, which has been claimed and whose
+// device has been reset.
+func (h *host) once(ctx context.Context) (rp childReport, err error) {
+	device, end, err := h.device(ctx)
+	if err != nil {
+		return rp, fmt.Errorf("replica %d: %w", h.ID, err)
+	}
+	defer end()
+	defer h.closeLogs()
+	if h.mode(ctx) == trust.ModeService {
+		err := fmt.Errorf("replica %d: %w", h.ID, replica.ErrLocked)
+		return rp, withHint(err, "bonafide serve --dir %s opens an update phase; where systemd does: systemctl start bonafide-reboot", quote(h.dir))
+	}
+	h.phase = func(_ uint32, end childReport) { rp = end }
+	c := h.config(device)
+	c.Fresh = true
+	if err := watchdog.New(c).Once(ctx); err != nil && rp.Error == "" {
+		rp.Status, rp.Error = exitFailure, oneLine(err.Error())
+	}
+	return rp, nil
+}
+
+// begin lets a watchdog whose device a reboot resets go on where this boot is:
+// with the update phase if it has not been, otherwise with the service phase.
+func (h *host) begin(ctx context.Context, c watchdog.Config) watchdog.Config {
+	switch {
+	case h.only:
+		c.Schedule, c.Locked = never{}, true
+	case h.reset == resetReboot:
+		c.Locked = h.mode(ctx) == trust.ModeService
+		c.Fresh = !c.Locked
+	}
+	return c
+}
+
+// never is the schedule of who opens no update phase.
+type never struct{}
+
+func (never) Next(time.Time) time.Time { return time.Time{} }
+
+// mode returns the mode that the device attests, 0 if it does not.
+func (h *host) mode(ctx context.Context) trust.Mode {
+	ctx, cancel := context.WithTimeout(ctx, controlLimit)
+	defer cancel()
+	mas, err := h.openMAS(ctx)
+	if err != nil {
+		return 0
+	}
+	defer mas.Close()
+	var n trust.Nonce
+	rand.Read(n[:]) // never fails
+	att, err := mas.Lookup(ctx, n)
+	if err != nil {
+		return 0
+	}
+	st, err := h.roster.VerifyAttested(archive.Attested{Replica: h.ID, Attestation: att}, n)
+	if err != nil {
+		return 0
+	}
+	return st.Mode
 }
 
 // claim keeps others from serving the replica.
@@ -75,6 +142,7 @@ func (h *host) config(d watchdog.Device) watchdog.Config {
 		StopGrace:  hostStop,
 		Log:        slog.New(slog.NewTextHandler(h.log("watchdog"), nil)),
 		OnChange:   h.changed,
+		Alive:      func() { notify("WATCHDOG=1") },
 	}
 }
 
@@ -132,8 +200,12 @@ func (h *host) child(args ...string) *exec.Cmd {
 	return c
 }
 
-// changed notes the end of each update phase.
+// changed notes the end of each update phase, and tells systemd when the
+// replica serves.
 func (h *host) changed(s watchdog.State) {
+	if s.Phase == watchdog.PhaseService && s.Child != 0 {
+		notify("READY=1")
+	}
 	if s.Phases == h.phases {
 		return
 	}

@@ -24,7 +24,7 @@ import (
 func (a *app) serveCommand() *cobra.Command {
 	var w trialWish
 	var dir, roster string
-	var verbose, reboot bool
+	var verbose, only bool
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "Serve a replica, or a whole trial archive on this machine",
@@ -33,6 +33,9 @@ func (a *app) serveCommand() *cobra.Command {
 With --roster, or where --dir is a replica's directory, one replica of an
 archive. This process is its watchdog: it opens an update phase on schedule and
 ends it on time, and runs everything that speaks to the network as children.
+Update mode opens by a reset of the device. Where that is a reboot of the
+machine, --reset reboot lets this process do it, or --service-only leaves update
+phases to the units for systemd that come with bonafide.
 
 Otherwise a trial: a whole archive of four replicas on this machine, made on the
 first start in $XDG_DATA_HOME/bonafide, with a writer's key and a client
@@ -47,7 +50,7 @@ The logs are in the run/ directory of each replica.`,
 			if !c.Flags().Changed("dir") {
 				dir = a.v.GetString("dir")
 			}
-			s := server{app: a, verbose: verbose, reboot: reboot}
+			s := server{app: a, verbose: verbose, only: only, reset: a.v.GetString("reset")}
 			return s.serve(c.Context(), dir, roster, w)
 		},
 	}
@@ -59,14 +62,16 @@ The logs are in the run/ directory of each replica.`,
 	f.StringVar(&w.mas, "mas", "", "`kind` of trusted device of a new trial: software or swtpm (default software)")
 	f.StringVar(&w.listen, "listen", "", "first `HOST:PORT` of a new trial, two ports a replica (default: from "+trialHost+":7400 on)")
 	f.BoolVarP(&verbose, "verbose", "v", false, "print the logs of all processes too")
-	f.BoolVar(&reboot, "reboot", false, "reboot this machine for each update phase of a replica on its TPM")
+	f.String("reset", "", "`who` resets the device for an update phase: software, swtpm or reboot, of this machine (default: what the device is; a machine is not rebooted unasked)")
+	f.BoolVar(&only, "service-only", false, "lock the device and serve; the machine's boot runs update phases, by bonafide update")
 	return c
 }
 
 // server is one run of serve.
 type server struct {
 	*app
-	verbose, reboot bool
+	verbose, only bool
+	reset         string
 
 	mu     sync.Mutex // guards the rest
 	newest archive.Epoch
@@ -110,10 +115,6 @@ func (s *server) serveOne(ctx context.Context, dir, roster string) error {
 	if err != nil {
 		return err
 	}
-	if m.MAS == masTPM && !s.reboot {
-		err := usagef("replica %d is on this machine's TPM: each update phase reboots the machine", m.ID)
-		return withHint(err, "add --reboot if it may")
-	}
 	if roster != "" {
 		r, err := loadRoster(roster)
 		if err != nil {
@@ -135,7 +136,14 @@ func (s *server) announceOne(m member, r *archive.Roster) {
 	_ = s.message(serving{"serving", r.ID(), m.dir, "", []uint32{m.ID}})
 	s.say("replica %d of archive %s on %s, in %s", m.ID, quote(r.Name), entry.Address, quote(m.dir))
 	s.say("%s", cautionOf(m, entry.MAS.Profile))
-	s.say("update phases: %s; the first one now", r.Schedule)
+	switch {
+	case s.only:
+		s.say("update phases: after each boot of this machine")
+	case s.reset == resetReboot:
+		s.say("update phases: %s, each by a reboot of this machine", r.Schedule)
+	default:
+		s.say("update phases: %s; the first one now", r.Schedule)
+	}
 }
 
 // caution says what a MAS profile does not protect from.
@@ -211,6 +219,9 @@ func (s *server) announceTrial(t trial, r *archive.Roster, members []member, mad
 
 // run hosts the replicas until ctx ends or one of them cannot go on.
 func (s *server) run(ctx context.Context, r *archive.Roster, members []member, announce func()) error {
+	if err := s.checkReset(members); err != nil {
+		return err
+	}
 	for _, m := range members {
 		lock, err := m.claim()
 		if err != nil {
@@ -224,7 +235,7 @@ func (s *server) run(ctx context.Context, r *archive.Roster, members []member, a
 	go s.awaitReady(ctx, r, members)
 	errs := make(chan error)
 	for _, m := range members {
-		h := &host{member: m, roster: r, verbose: s.logs(), phase: s.phaseEnded}
+		h := &host{member: m, roster: r, verbose: s.logs(), phase: s.phaseEnded, reset: s.reset, only: s.only}
 		go func() { errs <- h.run(ctx) }()
 	}
 	var all []error
@@ -235,6 +246,20 @@ func (s *server) run(ctx context.Context, r *archive.Roster, members []member, a
 		}
 	}
 	return errors.Join(all...)
+}
+
+// checkReset refuses what the devices cannot do, and to reboot a machine for
+// several replicas.
+func (s *server) checkReset(members []member) error {
+	if len(members) > 1 && (s.only || s.reset == resetReboot) {
+		return usagef("--reset %s and --service-only are for one replica on a machine of its own, not for a trial", resetReboot)
+	}
+	for _, m := range members {
+		if err := m.checkReset(s.reset); err != nil && !s.only {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *server) logs() io.Writer {

@@ -10,21 +10,23 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bonafide-archive/bonafide/archive/replica"
-	"github.com/bonafide-archive/bonafide/trust/tpm"
 )
 
 func (a *app) updateCommand() *cobra.Command {
 	var dir string
-	var child, yes bool
+	var child, yes, lock bool
 	c := &cobra.Command{
-		Use:   "update [--dir DIR]",
+		Use:   "update [--dir DIR] [--lock]",
 		Short: "Run an update phase now",
 		Long: `Run an update phase now, wait for its end and print the new epoch.
 
 The watchdogs that serve the trial, or the one that serves the replica in --dir,
 are asked to. One replica alone makes no epoch: 2f+1 have to join in. A replica
-that nobody serves runs its phase in this process, provided that its device is
-in update mode, which only a device reset opens.`,
+that nobody serves runs its phase by this command, provided that its device is
+in update mode, which only a device reset opens.
+
+--lock runs no phase: it locks the device at once, whatever runs, and is how a
+boot that went wrong ends update mode. To lock twice does no harm.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if child {
@@ -34,12 +36,16 @@ in update mode, which only a device reset opens.`,
 				}
 				return a.updateChild(c.Context(), m)
 			}
+			if lock {
+				return a.lock(c.Context(), a.localDir())
+			}
 			return a.update(c.Context(), a.localDir(), yes)
 		},
 	}
 	f := c.Flags()
 	f.StringVar(&dir, "dir", "", "`directory` of the replica or the trial (default: the local trial)")
 	f.BoolVar(&yes, "yes", false, "do not ask before this machine is rebooted")
+	f.BoolVar(&lock, "lock", false, "lock the device at once and run no phase")
 	f.BoolVar(&child, "child", false, "run the phase as a watchdog's child")
 	_ = f.MarkHidden("child")
 	c.PersistentPreRunE = func(c *cobra.Command, args []string) error {
@@ -64,7 +70,7 @@ func (a *app) update(ctx context.Context, dir string, yes bool) error {
 	if err != nil {
 		return err
 	}
-	if err := a.mayReboot(members, yes); err != nil {
+	if err := a.mayReboot(ctx, members, yes); err != nil {
 		return err
 	}
 	phase := a.updateServed
@@ -89,10 +95,11 @@ func (a *app) update(ctx context.Context, dir string, yes bool) error {
 	return err
 }
 
-// mayReboot asks before an update phase that reboots the machine.
-func (a *app) mayReboot(members []member, yes bool) error {
+// mayReboot asks before an update phase that reboots the machine. Only watchdogs
+// do that.
+func (a *app) mayReboot(ctx context.Context, members []member, yes bool) error {
 	for _, m := range members {
-		if m.MAS != masTPM || yes {
+		if reply, err := m.ask(ctx, doState); yes || err != nil || !reply.Reboots {
 			continue
 		}
 		if !isTerminal(a.stdin) {
@@ -148,7 +155,8 @@ func (a *app) updateOne(ctx context.Context, m member) (childReport, error) {
 	if !errors.Is(err, errNoWatchdog) {
 		return rp, err
 	}
-	if _, err := m.roster(); err != nil {
+	r, err := m.roster()
+	if err != nil {
 		return rp, err
 	}
 	lock, err := m.claim()
@@ -156,18 +164,44 @@ func (a *app) updateOne(ctx context.Context, m member) (childReport, error) {
 		return rp, err
 	}
 	defer lock.Close()
-	if m.MAS == masSwtpm { // its start is a device reset
-		s, err := tpm.StartSwtpm(ctx, m.path(masDir), m.path(runDir))
-		if err != nil {
-			return rp, err
+	h := &host{member: m, roster: r, verbose: a.stderr()}
+	return h.once(ctx)
+}
+
+// lock ends update mode now. A device that is busy is asked again, for a while.
+func (a *app) lock(ctx context.Context, dir string) error {
+	members, err := membersIn(dir)
+	if err != nil {
+		return err
+	}
+	errs := make([]error, len(members))
+	for i, m := range members {
+		if errs[i] = m.lockSoon(ctx); errs[i] == nil {
+			a.say("replica %d: device locked", m.ID)
 		}
-		defer s.Stop()
 	}
-	rp, err = a.updatePhase(ctx, m)
-	if errors.Is(err, replica.ErrLocked) {
-		return rp, withHint(fmt.Errorf("replica %d: %w", m.ID, err), "bonafide serve --dir %s opens an update phase", quote(m.dir))
+	return allOf(errs)
+}
+
+const (
+	lockAttempts = 10
+	lockPause    = time.Second
+)
+
+func (m member) lockSoon(ctx context.Context) error {
+	for try := 1; ; try++ {
+		err := m.lockMAS(ctx)
+		if err == nil {
+			return nil
+		}
+		if try == lockAttempts || ctx.Err() != nil {
+			return fmt.Errorf("replica %d: device left as it was: %w", m.ID, err)
+		}
+		select {
+		case <-time.After(lockPause):
+		case <-ctx.Done():
+		}
 	}
-	return rp, nil // the report says it
 }
 
 // printPhase prints what came of a phase, and returns it as an error if it made
