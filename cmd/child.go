@@ -70,6 +70,9 @@ func (a *app) replicaConfig(ctx context.Context, m member) (replica.Config, trus
 
 // updateChild is the update child of a watchdog: one phase, then a report.
 func (a *app) updateChild(ctx context.Context, m member) error {
+	if err := secretive(); err != nil {
+		return err
+	}
 	rp, err := a.updatePhase(ctx, m)
 	return errors.Join(err, a.line(a.out, encode(rp)))
 }

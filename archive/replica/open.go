@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 	"github.com/bonafide-archive/bonafide/trust"
@@ -33,6 +35,7 @@ func (p *phase) device(ctx context.Context) error {
 	if !ed25519Public(m.Key).Equal(key.Public()) {
 		return fmt.Errorf("%w: the device holds another agreement key", archive.ErrRoster)
 	}
+	_ = unix.Mlock(key) // where that is allowed: the heap is not moved, but may be swapped
 	p.key = key
 	return nil
 }

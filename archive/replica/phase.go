@@ -204,7 +204,10 @@ func membersOf(r *archive.Roster) []consensus.Member {
 	return all
 }
 
+// close ends what the phase runs, and forgets the agreement key: all who had it
+// had this one copy.
 func (p *phase) close() {
+	defer clear(p.key)
 	p.serving.close()
 	for _, peer := range p.peers {
 		peer.client.Close()
