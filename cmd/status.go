@@ -21,7 +21,9 @@ func (a *app) statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show what each replica says and attests of itself",
 		Long: `Ask every replica how it is. Epoch and head of a replica whose device answers are
-attested; the rest is what it says of itself. Of a local trial, directories and
+attested, and so is what NOTE says of it: that its device was reset since the
+update phase it joined, that no reset came when one was due, that its clock or its
+epoch are below what status saw before. The rest is what it says of itself. Of a local trial, directories and
 process ids are shown too. Ends with status 6 if fewer than f+1 replicas attest
 an epoch.`,
 		Args: cobra.NoArgs,
@@ -55,11 +57,17 @@ type replicaStatus struct {
 	Next      time.Time      `json:"next"`
 	Behind    archive.Epoch  `json:"behind"` // epochs that another replica's device attests to be ahead
 	Overdue   bool           `json:"overdue"`
-	Damaged   bool           `json:"damaged"`
-	Note      string         `json:"note"`
-	Directory string         `json:"directory,omitempty"`
-	Watchdog  int            `json:"watchdog,omitempty"` // process ids
-	Child     int            `json:"child,omitempty"`
+	// What the attestations show that should not be.
+	Unscheduled bool  `json:"unscheduled_reset"`   // since the phase it joined
+	Suppressed  bool  `json:"watchdog_suppressed"` // overdue, and no reset since the phase it joined
+	RolledBack  bool  `json:"rolled_back"`         // below what it attested before
+	ClockBack   int64 `json:"clock_back_ms"`       // by how much it is below what it was
+	was         string
+	Damaged     bool   `json:"damaged"`
+	Note        string `json:"note"`
+	Directory   string `json:"directory,omitempty"`
+	Watchdog    int    `json:"watchdog,omitempty"` // process ids
+	Child       int    `json:"child,omitempty"`
 }
 
 func (a *app) status(ctx context.Context) error {
@@ -90,18 +98,18 @@ func (a *app) status(ctx context.Context) error {
 func statuses(ctx context.Context, c *client.Client) []replicaStatus {
 	all := make([]replicaStatus, 0, c.Roster.N())
 	for _, s := range c.Status(ctx) {
-		all = append(all, statusOf(s, c.Roster.Schedule))
+		all = append(all, statusOf(s, c.Roster))
 	}
 	compare(all)
 	return all
 }
 
-func statusOf(s client.ReplicaStatus, schedule archive.Schedule) replicaStatus {
+func statusOf(s client.ReplicaStatus, r *archive.Roster) replicaStatus {
 	st := replicaStatus{Type: "replica", ID: s.ID, Address: s.Address, MAS: string(s.Profile)}
 	switch {
 	case errors.Is(s.Err, client.ErrUpdating):
 		st.Reachable, st.Phase, st.Mode = true, "update", "update"
-		st.Next = schedule.Next(time.Now())
+		st.Next = r.Schedule.Next(time.Now())
 		return st
 	case s.Err != nil:
 		st.Phase, st.Mode, st.Note = "unknown", "-", reason(s.Err)
@@ -115,11 +123,23 @@ func statusOf(s client.ReplicaStatus, schedule archive.Schedule) replicaStatus {
 	if v := s.Verified; v != nil {
 		st.Attested, st.Mode = true, v.Statement.Mode.String()
 		st.Epoch, st.Head, st.Root, st.Names = v.Record.Epoch, v.Head, archive.Digest(v.Record.Root), v.Record.Names
-		st.Last = v.Record.Time
+		st.Last, st.Counts = v.Record.Time, v.Statement.Counts.String()
+		st.judge(s, r)
 	} else if st.Note == "" && s.AttestErr != nil {
 		st.Note = s.AttestErr.Error()
 	}
 	return st
+}
+
+// judge notes what the attestation shows that should not be, whatever the replica
+// says of itself.
+func (st *replicaStatus) judge(s client.ReplicaStatus, r *archive.Roster) {
+	due := s.Verified.Record.Due(r.Schedule)
+	st.Overdue = time.Now().After(due.Add(r.Limits.Phase.Std()))
+	st.Suppressed = st.Overdue && s.Unreset()
+	was, yes := s.OutOfTurn()
+	st.Unscheduled, st.was = yes, was.String()
+	st.RolledBack, st.ClockBack = s.RolledBack(), s.ClockBack().Milliseconds()
 }
 
 // reason says shortly why a replica cannot be asked.
@@ -212,7 +232,17 @@ func (st replicaStatus) remarks() string {
 	for _, r := range []struct {
 		is   bool
 		text string
-	}{{st.Behind > 0, fmt.Sprintf("behind by %d", st.Behind)}, {st.Damaged, "damaged"}, {!st.Attested, "not attested"}, {st.Overdue, "overdue"}, {st.Note != "", st.Note}} {
+	}{
+		{st.Behind > 0, fmt.Sprintf("behind by %d", st.Behind)},
+		{st.Damaged, "damaged"},
+		{!st.Attested, "not attested"},
+		{st.RolledBack, "DEVICE ROLLED BACK"},
+		{st.Unscheduled, fmt.Sprintf("reset out of turn: counts %s, were %s", st.Counts, st.was)},
+		{st.ClockBack > 0, fmt.Sprintf("device clock went back by %s", time.Duration(st.ClockBack)*time.Millisecond)},
+		{st.Suppressed, "overdue: its watchdog has not reset the device"},
+		{st.Overdue && !st.Suppressed, "overdue"},
+		{st.Note != "", st.Note},
+	} {
 		if r.is {
 			all = append(all, r.text)
 		}

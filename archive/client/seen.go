@@ -26,8 +26,9 @@ type seen struct {
 	dir     string // empty: memory only
 	archive archive.Digest
 
-	mu   sync.Mutex
-	last mark
+	mu      sync.Mutex
+	last    mark
+	devices []Sighting // without a directory
 }
 
 // mark is an epoch and its head.
@@ -118,19 +119,24 @@ func (s *seen) locked(f func() error) error {
 }
 
 func (s *seen) read() (mark, error) {
-	f, err := os.Open(s.path())
-	if errors.Is(err, fs.ErrNotExist) {
-		return mark{}, nil
-	}
-	if err != nil {
-		return mark{}, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxSeen))
-	if err != nil {
+	b, err := readSmall(s.path())
+	if err != nil || b == nil {
 		return mark{}, err
 	}
 	return s.parse(string(b))
+}
+
+// readSmall returns what a file of the state holds, nil if there is none.
+func readSmall(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxSeen))
 }
 
 // encode returns the file's one form.
@@ -154,15 +160,17 @@ func (s *seen) parse(text string) (m mark, err error) {
 
 // write puts m in place of the old mark: at any moment one of the two is there
 // whole, and m is on the disk when write returns.
-func (s *seen) write(m mark) error {
-	tmp := s.path() + ".new"
+func (s *seen) write(m mark) error { return s.replace(s.path(), s.encode(m)) }
+
+func (s *seen) replace(path, text string) error {
+	tmp := path + ".new"
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("client state: %w", err)
 	}
-	_, err = io.WriteString(f, s.encode(m))
+	_, err = io.WriteString(f, text)
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(tmp, s.path())
+		err = os.Rename(tmp, path)
 	}
 	if err == nil {
 		err = syncDir(s.dir)
