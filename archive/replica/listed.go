@@ -245,7 +245,8 @@ func (a *auditor) checkListed(ctx context.Context) error {
 	return a.named(ctx, wrong)
 }
 
-// named tells of damaged contents by their names. A tree that turns out to be
+// named tells of damaged contents by their names. It reads the tree to its end even
+// if it has told all: only there its root shows. A tree that turns out to be
 // damaged then is read once more when it has been repaired.
 func (a *auditor) named(ctx context.Context, wrong map[archive.Digest]error) error {
 	readings := a.listed.names
@@ -262,12 +263,9 @@ func (a *auditor) named(ctx context.Context, wrong map[archive.Digest]error) err
 				return ctx.Err()
 			}
 			delete(wrong, c.Digest)
-			if err := a.wrong(ctx, n, c, why); err != nil || len(wrong) > 0 {
-				return err
-			}
-			return errEnough
+			return a.wrong(ctx, n, c, why)
 		})
-		if err != nil && !errors.Is(err, errEnough) {
+		if err != nil {
 			return err
 		}
 	}
