@@ -58,6 +58,40 @@ func (s *story) String() string {
 	return b.String()
 }
 
+// Entries come page by page, each once, also where a range ends with a page.
+func TestEachEntry(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, names("a", 2*entryPage+1))
+	tree, err := openStore(t, a, a.Replicas[0]).OpenTree(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	var all []archive.Name
+	take := func(within span) (got []archive.Name) {
+		t.Helper()
+		err := eachEntry(t.Context(), tree, within, func(n archive.Name, _ archive.Entry) error {
+			got = append(got, n)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	if all = take(span{}); len(all) != 2*entryPage+1 || !slices.IsSorted(all) {
+		t.Fatalf("got %d entries", len(all))
+	}
+	for _, n := range []int{0, 1, entryPage - 1, entryPage, entryPage + 1, 2 * entryPage} {
+		if got := take(span{to: []byte(all[n])}); !slices.Equal(got, all[:n]) {
+			t.Errorf("%d entries: got %d", n, len(got))
+		}
+		if got := take(span{from: []byte(all[n])}); !slices.Equal(got, all[n:]) {
+			t.Errorf("all but %d entries: got %d", n, len(got))
+		}
+	}
+}
+
 // audit audits a replica that is not served.
 func audit(t testing.TB, a *archivetest.Archive, r *archivetest.Replica, repair bool) (Report, *story) {
 	t.Helper()
