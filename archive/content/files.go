@@ -2,11 +2,14 @@ package content
 
 import (
 	"errors"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/disk"
@@ -115,10 +118,12 @@ func (s *Store) place(files []string, all []archive.Digest) (err error) {
 	return eachOf(slices.Collect(maps.Keys(touched)), disk.SyncDir)
 }
 
-// makeDirs makes both directories of a fan-out, not yet durable.
+// makeDirs makes both directories of a fan-out, not yet durable. A disk that
+// fails is not asked twice.
 func makeDirs(dir string) error {
-	if os.MkdirAll(dir, 0o700) == nil {
-		return nil
+	err := os.MkdirAll(dir, 0o700)
+	if !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTDIR) {
+		return err
 	}
 	os.Remove(dir) // a file in the place of one
 	os.Remove(filepath.Dir(dir))
