@@ -47,9 +47,22 @@ func (w *SparseWriter) Write(p []byte) (done int, err error) {
 	if w.at-w.flushed < flushed {
 		return done, nil
 	}
-	unix.SyncFileRange(int(w.f.Fd()), w.flushed, w.at-w.flushed, unix.SYNC_FILE_RANGE_WRITE)
+	if err := writeAhead(w.f, w.flushed, w.at-w.flushed); err != nil {
+		return done, err
+	}
 	w.flushed = w.at
 	return done, w.End()
+}
+
+// writeAhead has the disk begin to write a part of a file. That a file system
+// cannot do that is no error; that the disk does not take the bytes is one.
+func writeAhead(f *os.File, from, n int64) error {
+	err := unix.SyncFileRange(int(f.Fd()), from, n, unix.SYNC_FILE_RANGE_WRITE)
+	switch err {
+	case unix.EIO, unix.ENOSPC, unix.EDQUOT:
+		return os.NewSyscallError("sync_file_range", err)
+	}
+	return nil
 }
 
 // End makes the file as long as what was written, where that ends in a hole.
