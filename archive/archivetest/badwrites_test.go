@@ -82,7 +82,7 @@ func (b *badDisk) some() string {
 // says that none of them can come through.
 func (b *badDisk) service(how string, always bool) {
 	b.t.Helper()
-	pid := b.servicePid()
+	pid := b.servicePid(4)
 	heal := b.inject(pid, how)
 	acked := b.adds(6)
 	if always && len(acked) > 0 {
@@ -90,7 +90,7 @@ func (b *badDisk) service(how string, always bool) {
 	}
 	heal()
 	if strings.Contains(how, "fsync:error=EIO") && always {
-		archivetest.Eventually(b.t, 30*time.Second, "a process that saw an fsync fail ends", func() bool { return b.servicePid() != pid })
+		archivetest.Eventually(b.t, 30*time.Second, "a process that saw an fsync fail ends", func() bool { return b.servicePid(4) != pid })
 	}
 	b.crash(4)
 	for _, n := range acked {
@@ -104,9 +104,9 @@ func (b *badDisk) service(how string, always bool) {
 	}
 }
 
-// servicePid returns the process ID of replica 4's service child.
-func (b *badDisk) servicePid() (pid int) {
-	for _, p := range archivetest.Descendants(b.serve[4].Pid()) {
+// servicePid returns the process ID of a replica's service child.
+func (c *cluster) servicePid(id uint32) (pid int) {
+	for _, p := range archivetest.Descendants(c.serve[id].Pid()) {
 		if strings.Contains(strings.Join(archivetest.Cmdline(p), " "), " service ") {
 			pid = p
 		}

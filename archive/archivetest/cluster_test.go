@@ -33,6 +33,9 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(asTracer) != "" {
+		os.Exit(trace(os.Args[1:]))
+	}
 	archivetest.Main(m, func(args []string) int { return cmd.Execute(args, os.Stdin, os.Stdout, os.Stderr) })
 }
 
