@@ -98,6 +98,102 @@ func TestAuditMeanwhile(t *testing.T) {
 	}
 }
 
+// Damage that appears in a pack, and in a file of its own, while the audit runs
+// is told by the names that are bound to what it hit, and by no others.
+func TestAuditMeanwhileNames(t *testing.T) {
+	const whole = 100 << 10
+	for _, tt := range []struct {
+		name   string
+		after  string // the part whose end is followed by the damage
+		damage func(t *testing.T, pack, plain string)
+		hit    func(end, size int64) bool // a member that ends there, of a pack of that size
+		plain  bool                       // the other content too
+	}{
+		{"a byte of a pack", PartTree, func(t *testing.T, pack, _ string) { flipInFile(t, pack, "content of p/0030") },
+			nil, false},
+		{"a pack cut", PartTree, func(t *testing.T, pack, _ string) { must(t, os.Truncate(pack, sizeOf(pack)/2)) },
+			func(end, size int64) bool { return end > size/2 }, false},
+		{"a pack emptied, a file gone", PartTree, func(t *testing.T, pack, plain string) { must(t, os.Truncate(pack, 0)); removeAll(t, plain) },
+			func(int64, int64) bool { return true }, true},
+		{"a pack gone", PartTree, func(t *testing.T, pack, _ string) { removeAll(t, pack) },
+			func(int64, int64) bool { return true }, false},
+		{"a byte of each", PartTree, func(t *testing.T, pack, plain string) {
+			flipInFile(t, pack, "content of p/0030")
+			flipByte(t, plain, whole-1)
+		}, nil, true},
+		{"too late", PartContent, func(t *testing.T, pack, plain string) { removeAll(t, pack); removeAll(t, plain) },
+			func(int64, int64) bool { return true }, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a := archivetest.NewRoster(t, 4)
+			all := files("p", 60)
+			all["whole"] = bytes.Repeat([]byte("w"), whole)
+			a.Certify(t, all)
+			r := a.Replicas[0]
+			a.Pack(t, r)
+			startService(t, a, a.Replicas[1])
+			pack, plain := archivetest.PackPath(r.Dir), archivetest.ContentPath(r.Dir, archivetest.ContentOf(all["whole"]).Digest)
+			want := membersHit(t, pack, all, tt.hit)
+			if tt.plain {
+				want = append(want, "whole")
+			}
+			st := new(story)
+			damage := sync.OnceFunc(func() { tt.damage(t, pack, plain) })
+			report, err := Audit(t.Context(), serviceConfig(t, a, r), AuditOptions{Repair: true}, func(e Event) {
+				if st.emit(e); e.Type == EventProgress && e.Part == tt.after && e.Done == e.Total {
+					damage()
+				}
+			})
+			if tt.after == PartContent {
+				if err != nil || report.Damaged > 0 {
+					t.Fatalf("what came later: %+v, %v\n%s", report, err, st)
+				}
+				report, st = audit(t, a, r, true)
+			}
+			if got := st.named(EventDamage); err != nil || !report.Sound() || !slices.Equal(got, want) {
+				t.Errorf("told %q, want %q: %+v, %v\n%s", got, want, report, err, st)
+			}
+			if report, st := audit(t, a, r, false); report.Damaged > 0 {
+				t.Errorf("in the end: %+v\n%s", report, st)
+			}
+		})
+	}
+}
+
+// named returns the names of the contents that events of a type tell of, in
+// order.
+func (s *story) named(kind string) (all []archive.Name) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.events {
+		if e.Type == kind && e.Part == PartContent {
+			all = append(all, e.Name)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// membersHit returns the names, in order, of the contents in a pack of which hit
+// says so; without hit, of the one whose text is flipped.
+func membersHit(t *testing.T, pack string, all map[archive.Name][]byte, hit func(end, size int64) bool) (names []archive.Name) {
+	t.Helper()
+	b, err := os.ReadFile(pack)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, body := range all {
+		at := bytes.Index(b, body)
+		switch {
+		case at < 0: // a file of its own
+		case hit == nil && n == "p/0030", hit != nil && hit(int64(at+512)/512*512, int64(len(b))):
+			names = append(names, n)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
 // farthest returns where contents lie that are files of their own, those first
 // that an audit comes to last.
 func farthest(dir string, all map[archive.Name][]byte) (paths []string) {
