@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -50,6 +51,52 @@ func TestEveryWrite(t *testing.T) {
 	e.allBound()
 	e.auditRepairs(4)
 	e.unharmed()
+}
+
+// Each write that an update child does fails once, alone. The others make their
+// epoch without the replica; with the next it has come back to their head, or
+// before, and what it acknowledged is bound in the end.
+func TestEveryPhaseWrite(t *testing.T) {
+	e := newEvery(t)
+	n := len(e.phaseTrial(t, "none", 0))
+	if n < 20 {
+		t.Fatalf("only %d writes were seen", n)
+	}
+	step := n / 2
+	if *every {
+		step = 1
+	}
+	for i := n - 1 - step/2; i >= 0; i -= step {
+		e.phaseTrial(t, fmt.Sprint(i+1), i+1)
+	}
+	t.Logf("%d writes for a phase; failed: %v; requests: %v", n, e.failed, e.requests)
+	e.next()
+	e.allBound()
+	e.auditRepairs(4)
+	e.unharmed()
+}
+
+// phaseTrial has the n-th write of replica 4's update child fail, and returns
+// the writes that it did. Then another phase runs, with all well.
+func (e *everyWrite) phaseTrial(t *testing.T, name string, n int) (writes []string) {
+	t.Run(name, func(t *testing.T) {
+		e := e.on(t)
+		if a := e.newAdd(); a.these(nil, a.batch([]byte(a.id), []byte(a.id+"b")), a.single([]byte(a.id+"c")), a.submit) != a.steps {
+			t.Fatalf("refused: %v", a.refused)
+		}
+		tr := e.trace(e.serve[4].Pid(), "update", n, syscall.EIO, "store", "mas")
+		done := make(chan struct{})
+		go func() {
+			e.run("update", "--dir", e.replicaDir(4), "--timeout", "30s")
+			close(done)
+		}()
+		e.phase(e.awaitEpoch(1, 1, 2, 3)+1, 1, 2, 3)
+		<-done
+		writes = tr.writes()
+		e.tally(writes)
+		e.rejoin()
+	})
+	return writes
 }
 
 // everyWrite makes single writes of replica 4 fail.
@@ -122,7 +169,13 @@ func (e *everyWrite) rejoin() {
 	if e.serve[4] = e.phases; e.phases.Restart() != nil {
 		e.t.Fatal("serve does not start again")
 	}
-	e.phaseOf([]uint32{1, 2, 3}, e.epoch(1)+1, e.ids()...)
+	at := e.epoch(1)
+	var all sync.WaitGroup
+	for id := range uint32(3) {
+		all.Go(func() { e.run("update", "--dir", e.replicaDir(id+1), "--timeout", "30s") })
+	}
+	all.Wait()
+	e.phase(at+1, e.ids()...) // if it came too late
 }
 
 // halted kills all processes of replica 4, of which the first must have come
@@ -232,13 +285,17 @@ func (a *oneAdd) all(tr *tracing) (acked int) {
 	large := make([]byte, 9<<20) // with holes
 	copy(large, a.id)
 	copy(large[len(large)-100_000:], medium(0))
-	for _, step := range []func(context.Context) error{
+	return a.these(tr,
 		a.batch(small(0), small(1), medium(0)),
 		a.single(small(2)),
 		a.single(medium(1)),
 		a.single(large),
-		a.submit,
-	} {
+		a.submit)
+}
+
+// these makes requests, one after the other.
+func (a *oneAdd) these(tr *tracing, steps ...func(context.Context) error) (acked int) {
+	for _, step := range steps {
 		a.steps++
 		if a.step(tr, step) {
 			acked++
