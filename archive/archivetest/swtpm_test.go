@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/archivetest"
 	"github.com/bonafide-archive/bonafide/trust"
 )
 
@@ -21,14 +22,7 @@ const slotsIndex = "0x181b0f1"
 // authorisation they try.
 func TestSwtpm(t *testing.T) {
 	t.Parallel()
-	for _, tool := range []string{"swtpm", "tpm2_nvread", "tpm2_nvwrite"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			if os.Getenv("BONAFIDE_REQUIRE_SWTPM") != "" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
-	}
+	archivetest.NeedSwtpm(t, "swtpm", "tpm2_nvread", "tpm2_nvwrite")
 	c := newCluster(t, 4, "swtpm")
 	c.bind("swtpm/a", "in four chips of software")
 	if got := c.get("swtpm/a"); got != "in four chips of software" {

@@ -3,7 +3,6 @@ package archivetest_test
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,12 +15,7 @@ import (
 // available, and nothing else. The next update phase brings all of them back.
 func TestSwtpmFaults(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("swtpm"); err != nil {
-		if os.Getenv("BONAFIDE_REQUIRE_SWTPM") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	archivetest.NeedSwtpm(t, "swtpm")
 	c := newCluster(t, 4, "swtpm")
 	c.bind("chip/a", "still here")
 	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGSTOP} {

@@ -6,6 +6,22 @@ import (
 	"testing"
 )
 
+// NeedSwtpm skips a test, or fails it where all must run, if one of the programs
+// of a software TPM is not installed.
+func NeedSwtpm(t testing.TB, programs ...string) {
+	t.Helper()
+	for _, p := range programs {
+		_, err := exec.LookPath(p)
+		switch {
+		case err == nil:
+		case os.Getenv("BONAFIDE_REQUIRE_SWTPM") != "":
+			t.Fatalf("BONAFIDE_REQUIRE_SWTPM is set: %v", err)
+		default:
+			t.Skip(err)
+		}
+	}
+}
+
 // NeedStrace skips a test, or fails it where all must run, if no system call can
 // be made to fail.
 func NeedStrace(t *testing.T) {
