@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,7 +30,8 @@ func TestPendingOpenChild(t *testing.T) {
 }
 
 // Whoever is killed while he sets a damaged buffer aside, at any change of the
-// directory, loses nothing that can be read of it.
+// directory, loses nothing that can be read of it; nor does it lose what it set
+// aside, also where there is an older one.
 func TestPendingKilledAside(t *testing.T) {
 	archivetest.NeedStrace(t)
 	a, now := archivetest.NewRoster(t, 4), time.Now()
@@ -37,6 +39,13 @@ func TestPendingKilledAside(t *testing.T) {
 		for n := 1; ; n++ {
 			path := filepath.Join(t.TempDir(), pendingFile)
 			want := damagedBuffer(t, a, path, now)
+			if err := os.WriteFile(path+".damaged", []byte("an older one"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			damaged, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
 			killed := openKilled(path, call, n)
 			if _, err := os.Lstat(path); err != nil {
 				t.Fatalf("killed at %s %d: %v", call, n, err)
@@ -48,6 +57,9 @@ func TestPendingKilledAside(t *testing.T) {
 				if !got[d] {
 					t.Errorf("killed at %s %d: submission %s is lost", call, n, d)
 				}
+			}
+			if kept, err := os.ReadFile(path + ".damaged"); !killed && (err != nil || !bytes.Equal(kept, damaged)) {
+				t.Errorf("set aside: %d bytes, %v", len(kept), err)
 			}
 			if !killed {
 				if n == 1 {

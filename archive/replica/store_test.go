@@ -329,37 +329,6 @@ func TestPendingAside(t *testing.T) {
 	}
 }
 
-// While a damaged buffer is set aside there is always a buffer at the path: a
-// crash at any moment leaves one of which the submissions can be read.
-func TestPendingNeverAway(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, pendingFile)
-	a := archivetest.NewRoster(t, 4)
-	sub := a.Submission(time.Now(), files("n", 1))
-	for round := range 2 { // in the second there is an older damaged file
-		p := openBuffer(t, path)
-		if err := errors.Join(p.Put(sub), p.close()); err != nil {
-			t.Fatal(err)
-		}
-		flipByte(t, path, 20) // in the first meta page
-		was, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		names := renames(t, dir, func() { p = openBuffer(t, path) })
-		if got := names[pendingFile]; got != unix.IN_MOVED_TO {
-			t.Errorf("round %d: events %#x, want one file moved over the other", round, got)
-		}
-		if !submissions(t, p)[sub.Digest()] {
-			t.Error("the submission is gone")
-		}
-		p.close()
-		if kept, err := os.ReadFile(path + ".damaged"); err != nil || !bytes.Equal(kept, was) {
-			t.Errorf("set aside: %v, %d bytes", err, len(kept))
-		}
-	}
-}
-
 // starvedBuffer is set in the process that does without descriptors.
 const starvedBuffer = "BONAFIDE_TEST_STARVED"
 
