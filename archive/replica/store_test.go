@@ -2,7 +2,6 @@ package replica
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -378,32 +377,6 @@ func starveBuffer(t *testing.T, path string) {
 	if !submissions(t, p)[sub.Digest()] {
 		t.Error("the submission is gone")
 	}
-}
-
-// renames returns which names come to a directory and go from it while f runs.
-func renames(t *testing.T, dir string, f func()) map[string]uint32 {
-	t.Helper()
-	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MOVE|unix.IN_DELETE); err != nil {
-		t.Fatal(err)
-	}
-	f()
-	names, buf := make(map[string]uint32), make([]byte, 1<<16)
-	n, err := unix.Read(fd, buf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// event: i32 watch, u32 mask, u32 cookie, u32 len, name padded with zeros
-	for b := buf[:n]; len(b) > 0; {
-		end := 16 + binary.NativeEndian.Uint32(b[12:])
-		names[string(bytes.TrimRight(b[16:end], "\x00"))] |= binary.NativeEndian.Uint32(b[4:])
-		b = b[end:]
-	}
-	return names
 }
 
 // A submission that is queued anew, after a write that failed, is not taken for
