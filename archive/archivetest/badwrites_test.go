@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -123,7 +122,7 @@ func (b *badDisk) inject(pid int, how string) (heal func()) {
 		b.t.Fatal(err)
 	}
 	heal = sync.OnceFunc(func() {
-		cmd.Process.Signal(syscall.SIGINT) // it lets go
+		cmd.Process.Kill() // told to let go, it can wait for ever for a process that is just ending
 		cmd.Wait()
 	})
 	b.t.Cleanup(heal)
