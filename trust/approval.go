@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,9 +15,9 @@ import (
 )
 
 const (
-	// approvalV1 is the policyRef of every approval: a signature made for
+	// ApprovalRef is the policyRef of every approval: a signature made for
 	// something else approves nothing.
-	approvalV1 = "bonafide/approval/v1\n"
+	ApprovalRef = "bonafide/approval/v1\n"
 
 	// registers is how many PCRs a PC's TPM has.
 	registers = 24
@@ -115,11 +116,30 @@ func (a Approver) Public() []byte {
 	return append(append(b, 0, 32), a[32:]...)
 }
 
+// MarshalText returns a in 128 hexadecimal digits.
+func (a Approver) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, a[:]), nil }
+
+// UnmarshalText reads what MarshalText wrote, with space around it.
+func (a *Approver) UnmarshalText(text []byte) error {
+	b, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err == nil && len(b) != len(a) {
+		err = fmt.Errorf("%d bytes, want %d", len(b), len(a))
+	}
+	if err == nil {
+		copy(a[:], b)
+		_, err = a.key()
+	}
+	if err != nil {
+		return fmt.Errorf("approver's key: %w", err)
+	}
+	return nil
+}
+
 // branch is the policy digest after TPM2_PolicyAuthorize, which forgets what
 // came before: Part 3, H(H(0... || TPM_CC_PolicyAuthorize || Name) || policyRef).
 func (a Approver) branch() [32]byte {
 	h := extend([32]byte{}, ccPolicyAuthorize, nameOf(a.Public()))
-	return sha256.Sum256(append(h[:], approvalV1...))
+	return sha256.Sum256(append(h[:], ApprovalRef...))
 }
 
 // An Approval is an approver's word that a boot may write.
@@ -131,7 +151,7 @@ type Approval struct {
 // Approve signs b.
 func Approve(key *ecdsa.PrivateKey, b Boot) (Approval, error) {
 	a := Approval{Boot: b}
-	h := a.digest()
+	h := a.Signed()
 	r, s, err := ecdsa.Sign(rand.Reader, key, h[:])
 	if err != nil {
 		return Approval{}, fmt.Errorf("approve: %w", err)
@@ -141,9 +161,11 @@ func Approve(key *ecdsa.PrivateKey, b Boot) (Approval, error) {
 	return a, nil
 }
 
-func (a Approval) digest() [32]byte {
+// Signed returns the digest that the approver signs:
+// SHA256(Boot.Policy() || policyRef).
+func (a Approval) Signed() [32]byte {
 	p := a.Boot.Policy()
-	return sha256.Sum256(append(p[:], approvalV1...))
+	return sha256.Sum256(append(p[:], ApprovalRef...))
 }
 
 // Verify says whether by has made a.
@@ -152,7 +174,7 @@ func (a Approval) Verify(by Approver) error {
 	if err != nil {
 		return fmt.Errorf("approval: %w", err)
 	}
-	h := a.digest()
+	h := a.Signed()
 	if !ecdsa.Verify(key, h[:], new(big.Int).SetBytes(a.R[:]), new(big.Int).SetBytes(a.S[:])) {
 		return errors.New("approval: not signed by the approver")
 	}
@@ -161,6 +183,20 @@ func (a Approval) Verify(by Approver) error {
 
 // Bytes returns the one encoding of a: boot, r, s.
 func (a Approval) Bytes() []byte { return slices.Concat(a.Boot.bytes(), a.R[:], a.S[:]) }
+
+// MarshalText returns the encoding of a in hexadecimal digits.
+func (a Approval) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, a.Bytes()), nil }
+
+// UnmarshalText reads what MarshalText wrote, with space around it. It does not
+// verify it.
+func (a *Approval) UnmarshalText(text []byte) error {
+	b, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil {
+		return fmt.Errorf("approval: %w", err)
+	}
+	*a, err = ParseApproval(b)
+	return err
+}
 
 // ParseApproval decodes what Bytes encodes. It does not verify it.
 func ParseApproval(b []byte) (Approval, error) {

@@ -26,8 +26,15 @@ func Name(c transport.TPM, h tpm2.TPMHandle) (tpm2.TPM2BName, error) {
 }
 
 // PolicyFor is the session that writes index h in update mode.
-func PolicyFor(h tpm2.TPMHandle) tpm2.Session {
-	p, err := newPolicy(writer(h))
+func PolicyFor(h tpm2.TPMHandle) tpm2.Session { return PolicyBy(h, Target{}) }
+
+// PolicyBy is the same with what lies in the target's directory of approvals.
+func PolicyBy(h tpm2.TPMHandle, t Target) tpm2.Session {
+	boot, err := newCondition(t.Approvals)
+	if err != nil {
+		panic(err)
+	}
+	p, err := newPolicy(writer(h), boot)
 	if err != nil {
 		panic(err)
 	}
@@ -56,4 +63,21 @@ func (s *Swtpm) Suspend(ctx context.Context, startup tpm2.TPMSU) error {
 // Attest certifies slots and counter over a root of many nonces.
 func (m *MAS) Attest(ctx context.Context, root [32]byte) (trust.Signed, error) {
 	return m.attest(ctx, root)
+}
+
+// Present leads the policy session h to where the slots may be written, by an
+// approval of anyone's, or says what the TPM did not let pass.
+func Present(c transport.TPM, h tpm2.TPMISHPolicy, by trust.Approver, a trust.Approval, t Target) error {
+	boot, err := newCondition(t.Approvals)
+	if err != nil {
+		return err
+	}
+	p, err := newPolicy(tpm2.TPMCCNVWrite, boot)
+	if err != nil {
+		return err
+	}
+	if err := (&condition{by: by}).show(c, h, a); err != nil {
+		return err
+	}
+	return p.finish(c, h, tpm2.TPMCCNVWrite)
 }

@@ -17,31 +17,34 @@ const counterSize = 8
 type policy struct {
 	lock, write tpm2.TPM2BDigest // branches
 	command     tpm2.TPMCC
+	boot        *condition // of writers
 }
 
-func newPolicy(command tpm2.TPMCC) (policy, error) {
-	lock, err := branch(tpm2.TPMCCNVWriteLock)
+func newPolicy(command tpm2.TPMCC, boot *condition) (policy, error) {
+	lock, err := branch(tpm2.TPMCCNVWriteLock, nil)
 	if err != nil {
 		return policy{}, err
 	}
-	write, err := branch(command)
-	return policy{lock: lock, write: write, command: command}, err
+	write, err := branch(command, boot)
+	return policy{lock: lock, write: write, command: command, boot: boot}, err
 }
 
-// branch is the digest of PolicyCommandCode(command) alone: profile lock sets
-// no condition on writers but the lock. Profile measured would put a PolicyAuthorize
-// before it, here and in session.
-func branch(command tpm2.TPMCC) (tpm2.TPM2BDigest, error) {
-	return digest(tpm2.PolicyCommandCode{Code: command})
+// branch is the digest of PolicyCommandCode(command), after the condition's
+// PolicyAuthorize if there is one: profile lock sets writers no condition but the
+// lock.
+func branch(command tpm2.TPMCC, boot *condition) (tpm2.TPM2BDigest, error) {
+	return digest(boot.branch, tpm2.PolicyCommandCode{Code: command}.Update)
 }
 
-func digest(c tpm2.PolicyCommand) (tpm2.TPM2BDigest, error) {
+func digest(updates ...func(*tpm2.PolicyCalculator) error) (tpm2.TPM2BDigest, error) {
 	p, err := tpm2.NewPolicyCalculator(tpm2.TPMAlgSHA256)
 	if err != nil {
 		return tpm2.TPM2BDigest{}, err
 	}
-	if err := c.Update(p); err != nil {
-		return tpm2.TPM2BDigest{}, err
+	for _, update := range updates {
+		if err := update(p); err != nil {
+			return tpm2.TPM2BDigest{}, err
+		}
 	}
 	return tpm2.TPM2BDigest{Buffer: p.Hash().Digest}, nil
 }
@@ -51,20 +54,30 @@ func (p policy) or() tpm2.PolicyOr {
 }
 
 // digest is the authPolicy of an index under p.
-func (p policy) digest() (tpm2.TPM2BDigest, error) { return digest(p.or()) }
+func (p policy) digest() (tpm2.TPM2BDigest, error) { return digest(p.or().Update) }
 
 // session proves to the TPM that p allows command. It ends with the command.
 func (p policy) session(command tpm2.TPMCC) tpm2.Session {
 	return tpm2.Policy(tpm2.TPMAlgSHA256, 16,
 		func(c transport.TPM, h tpm2.TPMISHPolicy, _ tpm2.TPM2BNonce) error {
-			if _, err := (tpm2.PolicyCommandCode{PolicySession: h, Code: command}).Execute(c); err != nil {
-				return err
+			if command != tpm2.TPMCCNVWriteLock {
+				if err := p.boot.authorize(c, h); err != nil {
+					return err
+				}
 			}
-			or := p.or()
-			or.PolicySession = h
-			_, err := or.Execute(c)
-			return err
+			return p.finish(c, h, command)
 		})
+}
+
+// finish names the command to the policy session h, and then both branches.
+func (p policy) finish(c transport.TPM, h tpm2.TPMISHPolicy, command tpm2.TPMCC) error {
+	if _, err := (tpm2.PolicyCommandCode{PolicySession: h, Code: command}).Execute(c); err != nil {
+		return err
+	}
+	or := p.or()
+	or.PolicySession = h
+	_, err := or.Execute(c)
+	return err
 }
 
 // index is an NV index as the TPM shows it at the moment. Its name changes with
@@ -98,12 +111,12 @@ func (x index) with(s tpm2.Session) tpm2.AuthHandle {
 // withPassword is the authorisation to read: the index's own, empty one.
 func (x index) withPassword() tpm2.AuthHandle { return x.with(tpm2.PasswordAuth(nil)) }
 
-func writeSlots(c transport.TPM, s trust.Slots) error {
-	return writeIndex(c, SlotsIndex, s.Bytes())
+func writeSlots(c transport.TPM, s trust.Slots, boot *condition) error {
+	return writeIndex(c, SlotsIndex, s.Bytes(), boot)
 }
 
-func writeIndex(c transport.TPM, h tpm2.TPMHandle, b []byte) error {
-	x, s, err := open(c, h, tpm2.TPMCCNVWrite)
+func writeIndex(c transport.TPM, h tpm2.TPMHandle, b []byte, boot *condition) error {
+	x, s, err := open(c, h, tpm2.TPMCCNVWrite, boot)
 	if err != nil {
 		return err
 	}
@@ -114,8 +127,8 @@ func writeIndex(c transport.TPM, h tpm2.TPMHandle, b []byte) error {
 	return err
 }
 
-func increment(c transport.TPM) error {
-	x, s, err := open(c, CounterIndex, tpm2.TPMCCNVIncrement)
+func increment(c transport.TPM, boot *condition) error {
+	x, s, err := open(c, CounterIndex, tpm2.TPMCCNVIncrement, boot)
 	if err != nil {
 		return err
 	}
@@ -124,7 +137,7 @@ func increment(c transport.TPM) error {
 }
 
 // open looks at the index and makes a session that may write it with command.
-func open(c transport.TPM, h tpm2.TPMHandle, command tpm2.TPMCC) (index, tpm2.Session, error) {
+func open(c transport.TPM, h tpm2.TPMHandle, command tpm2.TPMCC, boot *condition) (index, tpm2.Session, error) {
 	x, err := lookIndex(c, h)
 	if err != nil {
 		return index{}, nil, err
@@ -132,16 +145,16 @@ func open(c transport.TPM, h tpm2.TPMHandle, command tpm2.TPMCC) (index, tpm2.Se
 	if x.public.Attributes.WriteLocked {
 		return index{}, nil, trust.ErrMode
 	}
-	p, err := newPolicy(command)
+	p, err := newPolicy(command, boot)
 	return x, p.session(command), err
 }
 
-func lockWrites(c transport.TPM, h tpm2.TPMHandle) error {
+func lockWrites(c transport.TPM, h tpm2.TPMHandle, boot *condition) error {
 	x, err := lookIndex(c, h)
 	if err != nil || x.public.Attributes.WriteLocked {
 		return err
 	}
-	p, err := newPolicy(writer(h))
+	p, err := newPolicy(writer(h), boot)
 	if err != nil {
 		return err
 	}

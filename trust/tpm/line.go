@@ -17,17 +17,23 @@ import (
 	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
 )
 
-// A Target says where a TPM is: exactly one of the two is set.
+// A Target says where a TPM is: exactly one of Device and Socket is set.
 type Target struct {
 	Device string // a kernel device, best the resource manager /dev/tpmrm0
 	Socket string // the Unix socket of an swtpm; the path may be longer than 108 bytes
+
+	// Approvals is the directory of the approver and the approvals of a device of
+	// profile measured, whose writes read it anew. Empty for profile lock.
+	Approvals string
 }
 
 const (
 	maxResponse = 4096 // longer than any response that a TPM gives
 	headerSize  = 10   // tag, size, response code
 
-	loadedSessions = 0x02000000 // TPM_HT_LOADED_SESSION, as a range of handles
+	// Ranges of handles: TPM_HT_LOADED_SESSION, TPM_HT_TRANSIENT.
+	loadedSessions = 0x02000000
+	loadedObjects  = 0x80000000
 
 	// patience bounds one operation on a socket, which another client may hold.
 	patience = 30 * time.Second
@@ -111,7 +117,7 @@ func (l *line) doSocket(ctx context.Context, f func(transport.TPM) error) error 
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	c := socket{conn}
-	if err := flushSessions(c); err != nil {
+	if err := errors.Join(unload(c, loadedSessions), unload(c, loadedObjects)); err != nil {
 		return inTime(ctx, err)
 	}
 	return inTime(ctx, f(c))
@@ -132,13 +138,13 @@ func dialAt(ctx context.Context, dir *os.File, name string) (net.Conn, error) {
 	return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name))
 }
 
-// flushSessions ends the sessions that a client left loaded when it was killed
-// in the middle of an operation: three of them would fill the TPM, and nobody
-// could lock it. A socket has one client, so none of them is in use. A kernel
-// device's resource manager does this by itself.
-func flushSessions(c transport.TPM) error {
+// unload ends the sessions, or the objects, that a client left loaded when it was
+// killed in the middle of an operation: three of them would fill the TPM, and
+// nobody could lock it. A socket has one client, so none of them is in use. A
+// kernel device's resource manager does this by itself.
+func unload(c transport.TPM, kind uint32) error {
 	rsp, err := tpm2.GetCapability{
-		Capability: tpm2.TPMCapHandles, Property: loadedSessions, PropertyCount: 64,
+		Capability: tpm2.TPMCapHandles, Property: kind, PropertyCount: 64,
 	}.Execute(c)
 	if err != nil {
 		return err

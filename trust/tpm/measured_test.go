@@ -5,6 +5,11 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -12,6 +17,7 @@ import (
 
 	"github.com/bonafide-archive/bonafide/trust"
 	"github.com/bonafide-archive/bonafide/trust/tpm"
+	"github.com/bonafide-archive/bonafide/trust/trusttest"
 )
 
 // An index whose writers need an approved boot, made with the digests of
@@ -167,4 +173,159 @@ func newOperator(t *testing.T) *ecdsa.PrivateKey {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
 	return key
+}
+
+// measured is a device of profile measured, its approvals' directory, and its
+// operator, who approved the image "first", which is booted.
+type measured struct {
+	trusttest.Device
+	s        *tpm.Swtpm
+	target   tpm.Target
+	operator *ecdsa.PrivateKey
+}
+
+func newMeasured(t *testing.T) measured {
+	t.Helper()
+	s, _ := startSwtpm(t)
+	m := measured{s: s, target: s.Target(), operator: newOperator(t)}
+	m.target.Approvals = t.TempDir()
+	by, err := trust.ApproverOf(m.operator)
+	must(t, err)
+	keep(t, filepath.Join(m.target.Approvals, tpm.ApproverFile), by)
+	m.approve(t, m.operator, "first")
+	m.boot(t, "first")
+	m.Identity, m.Agreement, err = tpm.Provision(t.Context(), m.target, rand.Reader)
+	must(t, err)
+	m.Open = func(t *testing.T) trust.MAS { return open(t, m.target) }
+	m.Reset = func(t *testing.T) { m.boot(t, "first") }
+	return m
+}
+
+func keep(t *testing.T, file string, v encoding.TextMarshaler) {
+	t.Helper()
+	b, err := v.MarshalText()
+	must(t, err)
+	must(t, os.WriteFile(file, b, 0o600))
+}
+
+// boot power-cycles the machine and boots an image, which is measured.
+func (m measured) boot(t *testing.T, image string) {
+	t.Helper()
+	cycle(t, m.s)
+	must(t, tpm.Raw(t.Context(), m.s.Target(), measureInto(image)))
+}
+
+// approve puts key's approval of the image into the device's directory.
+func (m measured) approve(t *testing.T, key *ecdsa.PrivateKey, image string) {
+	t.Helper()
+	a, err := trust.Approve(key, bootOf(t, image))
+	must(t, err)
+	keep(t, filepath.Join(m.target.Approvals, image+tpm.ApprovalSuffix), a)
+}
+
+func TestConformanceMeasured(t *testing.T) {
+	trusttest.Run(t, func(t *testing.T) trusttest.Device { return newMeasured(t).Device })
+}
+
+// One reboot too many, into a program of root's that writes a head of its own
+// and locks again. On lock it goes through and shows only in the reset count; on
+// measured the TPM refuses, whatever root puts among the approvals.
+func TestExtraReboot(t *testing.T) {
+	lock, d := provision(t)
+	forge := func(target tpm.Target) error {
+		return tpm.Raw(t.Context(), target, func(c transport.TPM) error {
+			return write(c, byIndex(c, tpm.SlotsIndex, tpm.PolicyBy(tpm.SlotsIndex, target)))
+		})
+	}
+	m := d.Open(t)
+	must(t, m.Store(t.Context(), trusttest.Slots(1)))
+	must(t, m.Lock(t.Context()))
+	before := state(t, d, m)
+	cycle(t, lock)
+	must(t, tpm.Raw(t.Context(), lock.Target(), measureInto("evil")))
+	must(t, forge(lock.Target()))
+	must(t, m.Lock(t.Context()))
+	want := before
+	want.Slots, want.Counts.Reset = trusttest.Slots(66), before.Counts.Reset+1
+	if got := state(t, d, m); got != want {
+		t.Errorf("lock: got %+v, want %+v", got, want)
+	}
+
+	x := newMeasured(t)
+	m = x.Device.Open(t)
+	must(t, m.Store(t.Context(), trusttest.Slots(1)))
+	must(t, m.Lock(t.Context()))
+	before = state(t, x.Device, m)
+	x.boot(t, "evil")
+	x.approve(t, newOperator(t), "evil")
+	if err := forge(x.target); !errors.Is(err, tpm.ErrBoot) {
+		t.Errorf("measured: got %v, want ErrBoot", err)
+	}
+	// The TPM itself refuses, not only the program that looks for an approval.
+	for name, by := range map[string]*ecdsa.PrivateKey{"approved image": x.operator, "root's own approver": newOperator(t)} {
+		image := map[bool]string{true: "first", false: "evil"}[by == x.operator]
+		a, err := trust.Approve(by, bootOf(t, image))
+		must(t, err)
+		approver, err := trust.ApproverOf(by)
+		must(t, err)
+		var rc tpm2.TPMRC
+		err = tpm.Raw(t.Context(), x.target, func(c transport.TPM) error {
+			return write(c, byIndex(c, tpm.SlotsIndex, tpm2.Policy(tpm2.TPMAlgSHA256, 16,
+				func(c transport.TPM, h tpm2.TPMISHPolicy, _ tpm2.TPM2BNonce) error {
+					return tpm.Present(c, h, approver, a, x.target)
+				})))
+		})
+		if !errors.As(err, &rc) {
+			t.Errorf("%s: got %v, want the TPM's refusal", name, err)
+		}
+	}
+	must(t, m.Lock(t.Context()))
+	want = before
+	want.Counts.Reset++
+	if got := state(t, x.Device, m); got != want {
+		t.Errorf("measured: got %+v, want %+v", got, want)
+	}
+	// An old approval stays one: its image writes again, and the next as soon as
+	// the operator has approved it.
+	x.boot(t, "next")
+	err := m.Store(t.Context(), trusttest.Slots(2))
+	if !errors.Is(err, tpm.ErrBoot) || !strings.Contains(err.Error(), bootOf(t, "next").String()) {
+		t.Errorf("got %v, want ErrBoot and the boot's registers", err)
+	}
+	x.approve(t, x.operator, "next")
+	must(t, m.Store(t.Context(), trusttest.Slots(2)))
+	must(t, m.Advance(t.Context()))
+	x.boot(t, "first")
+	must(t, m.Store(t.Context(), trusttest.Slots(3)))
+}
+
+// A device opens only with the approver that it was made for.
+func TestOpenMeasured(t *testing.T) {
+	m := newMeasured(t)
+	if _, err := tpm.Open(t.Context(), m.s.Target()); err == nil || !strings.Contains(err.Error(), "not of profile lock") {
+		t.Errorf("as of profile lock: got %v", err)
+	}
+	other, err := trust.ApproverOf(newOperator(t))
+	must(t, err)
+	keep(t, filepath.Join(m.target.Approvals, tpm.ApproverFile), other)
+	if _, err := tpm.Open(t.Context(), m.target); err == nil {
+		t.Error("opened with another approver")
+	}
+}
+
+// Without an approval of the present boot nothing is made.
+func TestProvisionUnapproved(t *testing.T) {
+	s, _ := startSwtpm(t)
+	m := measured{s: s, target: s.Target(), operator: newOperator(t)}
+	m.target.Approvals = t.TempDir()
+	by, err := trust.ApproverOf(m.operator)
+	must(t, err)
+	keep(t, filepath.Join(m.target.Approvals, tpm.ApproverFile), by)
+	m.approve(t, m.operator, "first")
+	if _, _, err := tpm.Provision(t.Context(), m.target, rand.Reader); !errors.Is(err, tpm.ErrBoot) {
+		t.Errorf("got %v, want ErrBoot", err)
+	}
+	m.boot(t, "first")
+	_, _, err = tpm.Provision(t.Context(), m.target, rand.Reader)
+	must(t, err)
 }

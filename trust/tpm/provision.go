@@ -21,8 +21,8 @@ const (
 	authSize   = 32
 )
 
-// Provision makes a device of profile lock in the TPM, and returns what a
-// roster pins of it and the public half of its agreement key. The device is in
+// Provision makes a device in the TPM, of profile measured if the target has
+// approvals, one of them of the present boot, and returns what a roster pins of it and the public half of its agreement key. The device is in
 // update mode with zero slots.
 //
 // It takes the whole owner hierarchy: in the end owner and lockout
@@ -39,6 +39,10 @@ func Provision(ctx context.Context, t Target, rand io.Reader) (trust.Identity, e
 }
 
 func provision(ctx context.Context, t Target, rand io.Reader) (id trust.Identity, key ed25519.PublicKey, err error) {
+	boot, err := newCondition(t.Approvals)
+	if err != nil {
+		return id, nil, err
+	}
 	l, err := newLine(t)
 	if err != nil {
 		return id, nil, err
@@ -50,18 +54,21 @@ func provision(ctx context.Context, t Target, rand io.Reader) (id trust.Identity
 	}
 	seed := secret[:ed25519.SeedSize]
 	err = l.do(ctx, func(c transport.TPM) error {
-		id, err = build(c, seed, secret[ed25519.SeedSize:])
+		id, err = build(c, boot, seed, secret[ed25519.SeedSize:])
 		return err
 	})
 	return id, ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey), err
 }
 
 // build runs the recipe. The order matters: hierarchies are shut last.
-func build(c transport.TPM, seed, auths []byte) (id trust.Identity, err error) {
+func build(c transport.TPM, boot *condition, seed, auths []byte) (id trust.Identity, err error) {
 	if err := vacant(c); err != nil {
 		return id, err
 	}
 	if err := platformShut(c); err != nil {
+		return id, err
+	}
+	if err := pinApproval(c, boot, &id); err != nil {
 		return id, err
 	}
 	if err := makeStorageKey(c); err != nil {
@@ -70,7 +77,7 @@ func build(c transport.TPM, seed, auths []byte) (id trust.Identity, err error) {
 	if id.Key, err = makeKey(c); err != nil {
 		return id, fmt.Errorf("attestation key: %w", err)
 	}
-	if err := makeIndexes(c, seed); err != nil {
+	if err := makeIndexes(c, boot, seed); err != nil {
 		return id, err
 	}
 	if err := pin(c, &id); err != nil {
@@ -118,6 +125,18 @@ func shutHierarchies(c transport.TPM, auths []byte) error {
 		return fmt.Errorf("shut owner hierarchy: %w", err)
 	}
 	return nil
+}
+
+// pinApproval fills in the profile, and for measured whose approvals count and
+// which lets the first writes happen.
+func pinApproval(c transport.TPM, boot *condition, id *trust.Identity) error {
+	id.Profile = boot.profile()
+	if boot == nil {
+		return nil
+	}
+	first, err := boot.fitting(c)
+	id.Evidence = trust.Evidence{Approver: boot.by, First: first}.Bytes()
+	return err
 }
 
 // makeStorageKey leaves a storage root key for the machine's other users of the
@@ -178,30 +197,30 @@ func makePrimary(c transport.TPM, template tpm2.TPMTPublic, handle tpm2.TPMHandl
 
 // makeIndexes defines the three indexes and writes each once. The agreement
 // seed is write-locked for good.
-func makeIndexes(c transport.TPM, seed []byte) error {
+func makeIndexes(c transport.TPM, boot *condition, seed []byte) error {
 	for _, x := range []tpm2.TPMSNVPublic{
 		{NVIndex: SlotsIndex, DataSize: trust.SlotsSize, Attributes: tpm2.TPMANV{WriteSTClear: true}},
 		{NVIndex: CounterIndex, DataSize: counterSize, Attributes: tpm2.TPMANV{WriteSTClear: true, NT: tpm2.TPMNTCounter}},
 		{NVIndex: AgreementIndex, DataSize: ed25519.SeedSize, Attributes: tpm2.TPMANV{WriteDefine: true, ReadSTClear: true}},
 	} {
-		if err := define(c, x); err != nil {
+		if err := define(c, x, boot); err != nil {
 			return fmt.Errorf("define index %#x: %w", uint32(x.NVIndex), err)
 		}
 	}
-	if err := writeSlots(c, trust.Slots{}); err != nil {
+	if err := writeSlots(c, trust.Slots{}, boot); err != nil {
 		return fmt.Errorf("first store: %w", err)
 	}
-	if err := increment(c); err != nil {
+	if err := increment(c, boot); err != nil {
 		return fmt.Errorf("first advance: %w", err)
 	}
-	if err := writeIndex(c, AgreementIndex, seed); err != nil {
+	if err := writeIndex(c, AgreementIndex, seed, boot); err != nil {
 		return fmt.Errorf("write agreement key: %w", err)
 	}
-	return lockWrites(c, AgreementIndex)
+	return lockWrites(c, AgreementIndex, boot)
 }
 
-func define(c transport.TPM, x tpm2.TPMSNVPublic) error {
-	p, err := newPolicy(writer(x.NVIndex))
+func define(c transport.TPM, x tpm2.TPMSNVPublic, boot *condition) error {
+	p, err := newPolicy(writer(x.NVIndex), boot)
 	if err != nil {
 		return err
 	}
@@ -232,7 +251,6 @@ func pin(c transport.TPM, id *trust.Identity) error {
 	if err != nil {
 		return err
 	}
-	id.Profile = trust.ProfileLock
 	id.SlotsPublic, id.CounterPublic = slots.area, counter.area
 	id.CounterBase = binary.BigEndian.Uint64(base)
 	return id.Check()

@@ -17,6 +17,7 @@
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -42,6 +43,7 @@ const (
 // has to know when another power-cycled it.
 type MAS struct {
 	line  *line
+	boot  *condition       // of writes
 	key   tpm2.NamedHandle // attestation key
 	batch *trust.Batch
 }
@@ -51,16 +53,27 @@ var _ trust.MAS = (*MAS)(nil)
 // Open returns the device that Provision made. An error that unwraps to
 // fs.ErrNotExist says that there is none in this TPM.
 func Open(ctx context.Context, t Target) (*MAS, error) {
+	boot, err := newCondition(t.Approvals)
+	if err != nil {
+		return nil, fmt.Errorf("open tpm: %w", err)
+	}
 	l, err := newLine(t)
 	if err != nil {
 		return nil, fmt.Errorf("open tpm: %w", err)
 	}
-	m := &MAS{line: l}
+	m := &MAS{line: l, boot: boot}
 	m.batch = trust.NewBatch(m.attest)
-	if err := l.do(ctx, m.find); err != nil {
+	if err := l.do(ctx, m.check); err != nil {
 		return nil, fmt.Errorf("open tpm: %w", errors.Join(err, l.close()))
 	}
 	return m, nil
+}
+
+func (m *MAS) check(c transport.TPM) error {
+	if err := m.find(c); err != nil {
+		return err
+	}
+	return m.made(c)
 }
 
 // find looks for all parts of the device and notes the key's name.
@@ -78,6 +91,23 @@ func (m *MAS) find(c transport.TPM) error {
 	return nil
 }
 
+// made says whether the device was made for the condition that m sets writers.
+func (m *MAS) made(c transport.TPM) error {
+	x, err := lookIndex(c, SlotsIndex)
+	if err != nil {
+		return err
+	}
+	p, err := newPolicy(writer(SlotsIndex), m.boot)
+	if err != nil {
+		return err
+	}
+	d, err := p.digest()
+	if err == nil && !bytes.Equal(d.Buffer, x.public.AuthPolicy.Buffer) {
+		err = fmt.Errorf("the device in the TPM is not of profile %s, or of another approver", m.Profile())
+	}
+	return err
+}
+
 func missing(err error) error {
 	if errors.Is(err, tpm2.TPMRCHandle) {
 		return fmt.Errorf("not provisioned: %w", fs.ErrNotExist)
@@ -85,8 +115,8 @@ func missing(err error) error {
 	return err
 }
 
-// Profile returns trust.ProfileLock.
-func (m *MAS) Profile() trust.Profile { return trust.ProfileLock }
+// Profile returns trust.ProfileLock or trust.ProfileMeasured.
+func (m *MAS) Profile() trust.Profile { return m.boot.profile() }
 
 // Close gives up the device. It changes nothing in it.
 func (m *MAS) Close() error { return m.line.close() }
@@ -94,7 +124,7 @@ func (m *MAS) Close() error { return m.line.close() }
 // Store implements trust.MAS. The TPM answers once the slots are in its
 // non-volatile memory.
 func (m *MAS) Store(ctx context.Context, s trust.Slots) error {
-	err := m.line.do(ctx, func(c transport.TPM) error { return writeSlots(c, s) })
+	err := m.line.do(ctx, func(c transport.TPM) error { return writeSlots(c, s, m.boot) })
 	if err != nil {
 		return fmt.Errorf("store slots: %w", modeError(err))
 	}
@@ -103,7 +133,8 @@ func (m *MAS) Store(ctx context.Context, s trust.Slots) error {
 
 // Advance implements trust.MAS.
 func (m *MAS) Advance(ctx context.Context) error {
-	if err := m.line.do(ctx, increment); err != nil {
+	err := m.line.do(ctx, func(c transport.TPM) error { return increment(c, m.boot) })
+	if err != nil {
 		return fmt.Errorf("advance counter: %w", modeError(err))
 	}
 	return nil
@@ -173,7 +204,7 @@ func (m *MAS) certify(c transport.TPM, h tpm2.TPMHandle, size uint16, root [32]b
 // TPM can lock it. Each part is locked even if another could not be.
 func (m *MAS) Lock(ctx context.Context) error {
 	err := m.line.do(ctx, func(c transport.TPM) error {
-		return errors.Join(lockWrites(c, SlotsIndex), lockWrites(c, CounterIndex),
+		return errors.Join(lockWrites(c, SlotsIndex, m.boot), lockWrites(c, CounterIndex, m.boot),
 			lockReads(c, AgreementIndex), m.locked(c))
 	})
 	if err != nil {
