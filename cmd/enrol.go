@@ -25,13 +25,13 @@ import (
 // withTPM runs f on the replica's TPM, while nothing serves it.
 func (m member) withTPM(ctx context.Context, f func(tpm.Target) error) error {
 	if m.MAS == masTPM {
-		return f(tpm.Target{Device: tpmDevice})
+		return f(m.target())
 	}
 	s, err := tpm.StartSwtpm(ctx, m.path(masDir), m.path(runDir))
 	if err != nil {
 		return withHint(err, "is swtpm installed? (apt install swtpm)")
 	}
-	return errors.Join(f(s.Target()), s.Stop())
+	return errors.Join(f(m.target()), s.Stop())
 }
 
 // endorsement returns the endorsement key of the replica's TPM and its digest;

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/trust"
 )
 
 // Quotas of a writer that init or a trial makes.
@@ -34,18 +35,23 @@ bonafide init challenge, made from the entry, is answered on the replica by
 bonafide init answer. From all these, bonafide init archive makes the roster,
 which every replica and every client needs, and which they must get by a way
 they trust: its digest is the archive's ID. The replicas countersign it with
-bonafide init countersign, and bonafide init members checks that all have.`,
+bonafide init countersign, and bonafide init members checks that all have.
+
+Where a TPM is to let only approved boots write, bonafide init approver makes the
+key that approves them, bonafide init boot prints what a machine booted, bonafide
+init approve signs that, and bonafide init replica --profile measured or bonafide
+init approval brings the approval to the replica.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(a.initReplicaCommand(), a.initWriterCommand(), a.initChallengeCommand(), a.initAnswerCommand(),
-		a.initArchiveCommand(), a.initCountersignCommand(), a.initMembersCommand())
+		a.initArchiveCommand(), a.initCountersignCommand(), a.initMembersCommand(),
+		a.initApproverCommand(), a.initBootCommand(), a.initApproveCommand(), a.initApprovalCommand())
 	return c
 }
 
 func (a *app) initReplicaCommand() *cobra.Command {
-	var dir, address, agreement, mas string
-	var id uint32
+	var n newReplica
 	c := &cobra.Command{
 		Use:   "replica --dir DIR --id N --address HOST:PORT",
 		Short: "Provision a replica and print its roster entry",
@@ -57,38 +63,72 @@ The MAS is software (a file: for trials, protects from nobody who can write it),
 swtpm (a software TPM: the real backend, no real protection) or tpm (the TPM of
 this machine, whose owner authorisation is set at random and thrown away).
 A TPM wears out: with an update phase every hour in about three years, every
-six hours in seventeen.`,
+six hours in seventeen.
+
+A device of profile lock takes writes from whatever program runs first after a
+boot, one of profile measured from boots alone that an approver has approved:
+--approver is the line that bonafide init approver printed, and --approval holds
+what bonafide init approve says to the present boot.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.initReplica(c.Context(), dir, id, mas, address, agreement)
+			return a.initReplica(c.Context(), n)
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&dir, "dir", "", "`directory` of the replica")
-	f.Uint32Var(&id, "id", 0, "the replica's `number` in the roster, 1 or more")
-	f.StringVar(&address, "address", "", "`HOST:PORT` of the service")
-	f.StringVar(&agreement, "agreement", "", "`HOST:PORT` of the agreement engine (default: the next port)")
-	f.StringVar(&mas, "mas", masSoftware, "`kind` of trusted device: software, swtpm or tpm")
+	f.StringVar(&n.dir, "dir", "", "`directory` of the replica")
+	f.Uint32Var(&n.ID, "id", 0, "the replica's `number` in the roster, 1 or more")
+	f.StringVar(&n.address, "address", "", "`HOST:PORT` of the service")
+	f.StringVar(&n.agreement, "agreement", "", "`HOST:PORT` of the agreement engine (default: the next port)")
+	f.StringVar(&n.MAS, "mas", masSoftware, "`kind` of trusted device: software, swtpm or tpm")
+	f.StringVar(&n.profile, "profile", "", "`profile` of a TPM: lock or measured (default lock)")
+	f.StringVar(&n.by.approver, "approver", "", "public `line` of the approver of boots")
+	f.StringVar(&n.by.approval, "approval", "", "`file` with the approval of the present boot")
 	require(c, "dir", "id", "address")
 	return c
 }
 
-func (a *app) initReplica(ctx context.Context, dir string, id uint32, mas, address, agreement string) error {
-	if err := checkMAS(mas); err != nil {
+// newReplica is what init replica is asked for.
+type newReplica struct {
+	member
+	profile, address, agreement string
+	by                          measure
+}
+
+// measured returns what a device of profile measured needs, or nil.
+func (n newReplica) measured() (*measure, error) {
+	switch trust.Profile(n.profile) {
+	case trust.ProfileMeasured:
+		if n.MAS == masSoftware || n.by.approver == "" || n.by.approval == "" {
+			return nil, usagef("--profile measured needs --mas tpm or swtpm, --approver and --approval")
+		}
+		return &n.by, nil
+	case "", trust.ProfileLock:
+		if n.by != (measure{}) || n.profile != "" && n.MAS == masSoftware {
+			return nil, usagef("--approver and --approval are for --profile measured, and --profile is for a TPM")
+		}
+		return nil, nil
+	}
+	return nil, usagef("--profile %s: want %s or %s", quote(n.profile), trust.ProfileLock, trust.ProfileMeasured)
+}
+
+func (a *app) initReplica(ctx context.Context, n newReplica) error {
+	if err := checkMAS(n.MAS); err != nil {
 		return err
 	}
-	if agreement == "" {
-		next, err := nextPort(address, 1)
-		if err != nil {
-			return err
-		}
-		agreement = next
-	}
-	entry, err := newMember(ctx, dir, id, mas, address, agreement)
+	by, err := n.measured()
 	if err != nil {
 		return err
 	}
-	a.say("replica %d is in %s; its entry is kept in %s", id, quote(dir), quote(filepath.Join(dir, entryFile)))
+	if n.agreement == "" {
+		if n.agreement, err = nextPort(n.address, 1); err != nil {
+			return err
+		}
+	}
+	entry, err := newMember(ctx, n.member, by, n.address, n.agreement)
+	if err != nil {
+		return err
+	}
+	a.say("replica %d is in %s; its entry is kept in %s", n.ID, quote(n.dir), quote(n.path(entryFile)))
 	_, err = a.out.Write(entry.Bytes())
 	return err
 }

@@ -49,6 +49,8 @@ type member struct {
 	Format string `json:"format"`
 	ID     uint32 `json:"id"`
 	MAS    string `json:"mas"`
+	// Profile is set for measured only: the others follow from MAS.
+	Profile trust.Profile `json:"profile,omitempty"`
 
 	dir string
 }
@@ -80,15 +82,23 @@ func checkMAS(kind string) error {
 	return usagef("--mas %s: want %s, %s or %s", quote(kind), masSoftware, masSwtpm, masTPM)
 }
 
-// newMember provisions a replica in dir: its device, its service key, and last
-// the files that make it one. It returns what the maker of the roster needs.
-func newMember(ctx context.Context, dir string, id uint32, kind, address, agreement string) (archive.Enrolment, error) {
-	m := member{Format: memberFormat, ID: id, MAS: kind, dir: dir}
+// newMember provisions the replica m in its directory: its device, of profile
+// measured if so told, its service key, and last the files that make it one. It
+// returns what the maker of the roster needs.
+func newMember(ctx context.Context, m member, by *measure, address, agreement string) (archive.Enrolment, error) {
+	id := m.ID
+	m.Format = memberFormat
 	if err := m.vacant(); err != nil {
 		return archive.Enrolment{}, err
 	}
 	for _, d := range []string{m.path(storeDir), m.path(runDir), m.path(masDir)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
+			return archive.Enrolment{}, err
+		}
+	}
+	if by != nil {
+		m.Profile = trust.ProfileMeasured
+		if err := m.measure(by.approver, by.approval); err != nil {
 			return archive.Enrolment{}, err
 		}
 	}
@@ -131,25 +141,35 @@ func (m member) provision(ctx context.Context) (trust.Identity, ed25519.PublicKe
 	case masSoftware:
 		return soft.Provision(m.path(masDir), rand.Reader)
 	case masTPM:
-		return tpm.Provision(ctx, tpm.Target{Device: tpmDevice}, rand.Reader)
+		return tpm.Provision(ctx, m.target(), rand.Reader)
 	}
 	s, err := tpm.StartSwtpm(ctx, m.path(masDir), m.path(runDir))
 	if err != nil {
 		return trust.Identity{}, nil, withHint(err, "is swtpm installed? (apt install swtpm)")
 	}
 	defer s.Stop()
-	return tpm.Provision(ctx, s.Target(), rand.Reader)
+	return tpm.Provision(ctx, m.target(), rand.Reader)
 }
 
 // openMAS opens the replica's device, which for an swtpm its watchdog runs.
 func (m member) openMAS(ctx context.Context) (trust.MAS, error) {
-	switch m.MAS {
-	case masSoftware:
+	if m.MAS == masSoftware {
 		return soft.Open(m.path(masDir))
-	case masTPM:
-		return tpm.Open(ctx, tpm.Target{Device: tpmDevice})
 	}
-	return tpm.Open(ctx, tpm.Target{Socket: m.path(runDir, "tpm.sock")})
+	return tpm.Open(ctx, m.target())
+}
+
+// target is where the replica's TPM is, or will be once its swtpm runs.
+func (m member) target() (t tpm.Target) {
+	if m.MAS == masTPM {
+		t.Device = tpmDevice
+	} else {
+		t.Socket = m.path(runDir, "tpm.sock")
+	}
+	if m.Profile == trust.ProfileMeasured {
+		t.Approvals = m.path(masDir, approvalsDir)
+	}
+	return t
 }
 
 // roster returns the roster that the replica serves, provided that it is in it
