@@ -184,7 +184,8 @@ type measured struct {
 	operator *ecdsa.PrivateKey
 }
 
-func newMeasured(t *testing.T) measured {
+// unprovisioned is such a machine before it boots that image, without the device.
+func unprovisioned(t *testing.T) measured {
 	t.Helper()
 	s, _ := startSwtpm(t)
 	m := measured{s: s, target: s.Target(), operator: newOperator(t)}
@@ -193,7 +194,14 @@ func newMeasured(t *testing.T) measured {
 	must(t, err)
 	keep(t, filepath.Join(m.target.Approvals, tpm.ApproverFile), by)
 	m.approve(t, m.operator, "first")
+	return m
+}
+
+func newMeasured(t *testing.T) measured {
+	t.Helper()
+	m := unprovisioned(t)
 	m.boot(t, "first")
+	var err error
 	m.Identity, m.Agreement, err = tpm.Provision(t.Context(), m.target, rand.Reader)
 	must(t, err)
 	m.Open = func(t *testing.T) trust.MAS { return open(t, m.target) }
@@ -315,17 +323,11 @@ func TestOpenMeasured(t *testing.T) {
 
 // Without an approval of the present boot nothing is made.
 func TestProvisionUnapproved(t *testing.T) {
-	s, _ := startSwtpm(t)
-	m := measured{s: s, target: s.Target(), operator: newOperator(t)}
-	m.target.Approvals = t.TempDir()
-	by, err := trust.ApproverOf(m.operator)
-	must(t, err)
-	keep(t, filepath.Join(m.target.Approvals, tpm.ApproverFile), by)
-	m.approve(t, m.operator, "first")
+	m := unprovisioned(t)
 	if _, _, err := tpm.Provision(t.Context(), m.target, rand.Reader); !errors.Is(err, tpm.ErrBoot) {
 		t.Errorf("got %v, want ErrBoot", err)
 	}
 	m.boot(t, "first")
-	_, _, err = tpm.Provision(t.Context(), m.target, rand.Reader)
+	_, _, err := tpm.Provision(t.Context(), m.target, rand.Reader)
 	must(t, err)
 }

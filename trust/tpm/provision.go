@@ -21,9 +21,10 @@ const (
 	authSize   = 32
 )
 
-// Provision makes a device in the TPM, of profile measured if the target has
-// approvals, one of them of the present boot, and returns what a roster pins of it and the public half of its agreement key. The device is in
-// update mode with zero slots.
+// Provision makes a device in the TPM and returns what a roster pins of it and the
+// public half of its agreement key. The device is in update mode with zero slots.
+// It is of profile measured if the target has approvals, one of which must be of
+// the present boot: ErrBoot says that none is.
 //
 // It takes the whole owner hierarchy: in the end owner and lockout
 // authorisations are random and forgotten, so that nobody can remove or remake
