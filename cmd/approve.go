@@ -5,10 +5,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -92,15 +90,15 @@ func (m member) takeIn(file string, by trust.Approver) (a trust.Approval, err er
 
 // measure gives the replica's device-to-be its approver and the approval of its
 // first writes.
-func (m member) measure(approver, approval string) error {
+func (m member) measure(with measure) error {
 	var by trust.Approver
-	if err := by.UnmarshalText([]byte(approver)); err != nil {
+	if err := by.UnmarshalText([]byte(with.approver)); err != nil {
 		return usagef("--approver: %w", err)
 	}
 	if err := os.MkdirAll(m.path(masDir, approvalsDir), 0o700); err != nil {
 		return err
 	}
-	if _, err := m.takeIn(approval, by); err != nil {
+	if _, err := m.takeIn(with.approval, by); err != nil {
 		return err
 	}
 	return writeText(m.path(masDir, approvalsDir, tpm.ApproverFile), by)
@@ -152,15 +150,11 @@ func (a *app) initApprover(name string) error {
 	if err != nil {
 		return err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return err
-	}
-	if err := writeFile(name, pem.EncodeToMemory(&pem.Block{Type: pemPrivate, Bytes: der}), 0o600); err != nil {
-		return err
-	}
 	by, err := trust.ApproverOf(key)
 	if err != nil {
+		return err
+	}
+	if err := savePrivate(name, key); err != nil {
 		return err
 	}
 	a.say("the private key is in %s", quote(name))
@@ -176,19 +170,11 @@ func (a *app) text(v encoding.TextMarshaler) error {
 	return a.line(a.out, string(b))
 }
 
-// loadApprover reads an ECDSA key in PEM, as PKCS #8.
+// loadApprover reads what initApprover wrote.
 func loadApprover(name string) (*ecdsa.PrivateKey, error) {
-	b, err := readFile(name, maxSmallFile)
+	any, err := loadPrivate(name)
 	if err != nil {
-		return nil, withStatus(exitUsage, err)
-	}
-	block, _ := pem.Decode(b)
-	if block == nil || block.Type != pemPrivate {
-		return nil, usagef("%s: not a private key in PEM", quote(name))
-	}
-	any, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, usagef("%s: %w", quote(name), err)
+		return nil, err
 	}
 	key, ok := any.(*ecdsa.PrivateKey)
 	if !ok {
@@ -260,8 +246,11 @@ func (m member) registers(ctx context.Context, numbers []int) (values map[int][3
 		return nil, err
 	}
 	lock, err := m.claim()
-	if err != nil {
+	if err != nil && exitStatus(err) == exitLocked {
 		return values, read(m.target())
+	}
+	if err != nil {
+		return nil, err
 	}
 	return values, errors.Join(m.withTPM(ctx, read), lock.Close())
 }

@@ -77,15 +77,33 @@ func newKey(name string, rand io.Reader) (ed25519.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
+	return key, savePrivate(name, key)
+}
+
+// savePrivate puts a private key, of a kind that PKCS #8 has, in place.
+func savePrivate(name string, key any) error {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return key, writeFile(name, pem.EncodeToMemory(&pem.Block{Type: pemPrivate, Bytes: der}), 0o600)
+	return writeFile(name, pem.EncodeToMemory(&pem.Block{Type: pemPrivate, Bytes: der}), 0o600)
 }
 
 // loadKey reads what newKey wrote.
 func loadKey(name string) (ed25519.PrivateKey, error) {
+	any, err := loadPrivate(name)
+	if err != nil {
+		return nil, err
+	}
+	key, ok := any.(ed25519.PrivateKey)
+	if !ok {
+		return nil, usagef("%s: not an Ed25519 key", quote(name))
+	}
+	return key, nil
+}
+
+// loadPrivate reads what savePrivate wrote.
+func loadPrivate(name string) (any, error) {
 	b, err := readFile(name, maxSmallFile)
 	if err != nil {
 		return nil, withStatus(exitUsage, err)
@@ -94,13 +112,9 @@ func loadKey(name string) (ed25519.PrivateKey, error) {
 	if block == nil || block.Type != pemPrivate {
 		return nil, usagef("%s: not a private key in PEM", quote(name))
 	}
-	any, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
 		return nil, usagef("%s: %w", quote(name), err)
-	}
-	key, ok := any.(ed25519.PrivateKey)
-	if !ok {
-		return nil, usagef("%s: not an Ed25519 key", quote(name))
 	}
 	return key, nil
 }

@@ -98,7 +98,7 @@ func newMember(ctx context.Context, m member, by *measure, address, agreement st
 	}
 	if by != nil {
 		m.Profile = trust.ProfileMeasured
-		if err := m.measure(by.approver, by.approval); err != nil {
+		if err := m.measure(*by); err != nil {
 			return archive.Enrolment{}, err
 		}
 	}
