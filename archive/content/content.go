@@ -80,6 +80,17 @@ func (s *Store) Size(d archive.Digest) (int64, error) {
 	return size, err
 }
 
+// Holds reports whether something of a size is kept as a content, where those of
+// that size lie.
+func (s *Store) Holds(d archive.Digest, size int64) bool {
+	if size > Small {
+		have, err := s.Size(d)
+		return err == nil && have == size
+	}
+	l, err := s.packs.find(d)
+	return err == nil && !l.bad && int64(l.size) == size
+}
+
 // Place orders contents as they lie on the disk: packs first, one after the
 // other, then the files by name.
 type Place uint64
@@ -93,9 +104,12 @@ func (s *Store) Locate(d archive.Digest) (int64, Place, error) {
 	return s.locate(d, s.packs.size)
 }
 
+// Look is Locate, or a quicker one.
+type Look func(archive.Digest) (int64, Place, error)
+
 // Locator returns a function like Locate that is faster for many contents. It
 // looks at each pack once. It must not be called concurrently.
-func (s *Store) Locator() func(archive.Digest) (int64, Place, error) {
+func (s *Store) Locator() Look {
 	sizes := make(map[uint32]int64)
 	size := func(n uint32) (size int64, err error) {
 		if known, ok := sizes[n]; ok {
@@ -269,10 +283,24 @@ func (s *Store) PutAll(all []Bytes) ([]archive.Content, error) {
 	if err := s.packs.add(small); err != nil {
 		return nil, err
 	}
-	for _, b := range small { // what lies there may be damaged
-		os.Remove(s.PlainPath(b.Digest))
-	}
+	s.clear(small)
 	return out, s.putFiles(large)
+}
+
+// clear removes what lies as files in the place of contents that are packed: it
+// may be damaged.
+func (s *Store) clear(packed []Bytes) {
+	empty := make(map[byte]bool) // fan-outs that are not there
+	for _, b := range packed {
+		first := b.Digest[0]
+		if _, known := empty[first]; !known {
+			_, err := os.Lstat(filepath.Dir(filepath.Dir(s.PlainPath(b.Digest))))
+			empty[first] = errors.Is(err, fs.ErrNotExist)
+		}
+		if !empty[first] {
+			os.Remove(s.PlainPath(b.Digest))
+		}
+	}
 }
 
 // Describe returns what a content is.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/content"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 )
 
@@ -140,7 +141,9 @@ func isErrno(err error) bool {
 
 // boundAlready looks all names up in the tree. The ack says "bound" if each has
 // just the content it should get; a name with another is a conflict, and proven.
-// A replica that has no tree to look into leaves that to the update phase.
+// A replica that has no tree to look into leaves that to the update phase. That a
+// name is bound to nothing is not proven: if that is wrong, the update phase will
+// find out.
 func (s *service) boundAlready(sub archive.Submission) (wire.Ack, error) {
 	lent, release, err := s.Lend()
 	if err != nil {
@@ -149,8 +152,14 @@ func (s *service) boundAlready(sub archive.Submission) (wire.Ack, error) {
 	defer release()
 	ack := wire.Ack{Status: wire.AckBound, Due: s.due()}
 	conflict := wire.Errorf(wire.CodeConflict, "")
-	for _, b := range sub.Bindings {
-		e, proof, ok, err := lookUp(lent, b.Name)
+	rows, err := lent.Tree.GetAll(namesOf(sub))
+	for i, b := range sub.Bindings {
+		var e archive.Entry
+		var proof []byte
+		ok := err == nil && rows[i] != nil
+		if ok {
+			e, proof, ok, err = lookUp(lent, b.Name)
+		}
 		switch {
 		case err != nil:
 			s.Damaged(lent, err)
@@ -174,6 +183,14 @@ func (s *service) boundAlready(sub archive.Submission) (wire.Ack, error) {
 	return ack, nil
 }
 
+func namesOf(sub archive.Submission) [][]byte {
+	all := make([][]byte, len(sub.Bindings))
+	for i, b := range sub.Bindings {
+		all[i] = []byte(b.Name)
+	}
+	return all
+}
+
 func conflictMessage(all []wire.Conflict) string {
 	if len(all) > 1 {
 		return fmt.Sprintf("%d names are bound to other contents, %q first", len(all), string(all[0].Name))
@@ -181,12 +198,8 @@ func conflictMessage(all []wire.Conflict) string {
 	return fmt.Sprintf("%q is bound to another content", string(all[0].Name))
 }
 
-// lookUp returns what a name is bound to, with the proof. That it is bound to
-// nothing is not proven: if that is wrong, the update phase will find out.
+// lookUp returns what a name that has a row is bound to, with the proof.
 func lookUp(l *Lent, n archive.Name) (e archive.Entry, proof []byte, ok bool, err error) {
-	if _, ok, err = l.Tree.Get([]byte(n)); err != nil || !ok {
-		return e, nil, false, err
-	}
 	if proof, err = (query{name: []byte(n)}).prove(l); err != nil {
 		return e, nil, false, err
 	}
@@ -207,8 +220,9 @@ func proven(rec archive.EpochRecord, proof []byte, n archive.Name) (archive.Entr
 // holdsContents checks that every content is here, with the size and block root
 // that the submission gives it.
 func (s *service) holdsContents(ctx context.Context, sub archive.Submission) error {
+	look, known := s.store.contents.Locator(), s.pending.uploadsOf(sub)
 	for _, b := range sub.Bindings {
-		have, err := s.held(ctx, b.Digest)
+		have, err := s.held(ctx, b.Digest, look, known)
 		switch {
 		case errors.Is(err, ErrMissing), errors.Is(err, ErrDamaged):
 			return wire.Errorf(wire.CodeMissing, "content of %q is not here: %s", string(b.Name), b.Digest)
@@ -223,12 +237,12 @@ func (s *service) holdsContents(ctx context.Context, sub archive.Submission) err
 
 // held returns what is known of a content since it was uploaded, as long as a
 // file of its size is still there, or else what its file holds.
-func (s *service) held(ctx context.Context, d archive.Digest) (archive.Content, error) {
-	size, err := s.store.contentSize(d)
+func (s *service) held(ctx context.Context, d archive.Digest, look content.Look, known map[archive.Digest]upload) (archive.Content, error) {
+	size, _, err := look(d)
 	if err != nil {
 		return archive.Content{}, err
 	}
-	if u, ok := s.pending.upload(d); ok && u.size == uint64(size) {
+	if u, ok := known[d]; ok && u.size == uint64(size) {
 		return archive.Content{Digest: d, Size: u.size, Blocks: u.blocks}, nil
 	}
 	return s.store.CheckContent(ctx, d)
@@ -241,7 +255,7 @@ func (s *service) putContent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if size, err := s.store.contentSize(up.Digest); err == nil && uint64(size) == up.Size {
+	if s.store.contents.Holds(up.Digest, int64(up.Size)) {
 		w.WriteHeader(http.StatusNoContent) // it is here: keep the body
 		return nil
 	}

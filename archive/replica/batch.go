@@ -136,7 +136,7 @@ func (s *service) readBatch(up archive.Uploads, buf []byte, body io.Reader) (fre
 		if _, err := io.ReadFull(body, x.Bytes); err != nil {
 			return nil, errors.Join(errBody, err)
 		}
-		if size, err := s.store.contentSize(c.Digest); err != nil || size != int64(c.Size) {
+		if !s.store.contents.Holds(c.Digest, int64(c.Size)) {
 			fresh, end = append(fresh, x), end+int(c.Size)
 		}
 	}

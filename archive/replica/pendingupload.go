@@ -55,13 +55,20 @@ func (p *Pending) putUploads(id archive.KeyID, all map[archive.Digest]upload) er
 	return x.err
 }
 
-// upload returns what is known of an uploaded content.
-func (p *Pending) upload(d archive.Digest) (u upload, ok bool) {
-	p.view(func(tx *bbolt.Tx) error {
-		u, ok = parseUpload(tx.Bucket(uploadsBucket).Get(d[:]))
+// uploadsOf returns what is known of those contents of a submission that were
+// uploaded.
+func (p *Pending) uploadsOf(sub archive.Submission) map[archive.Digest]upload {
+	all := make(map[archive.Digest]upload, len(sub.Bindings))
+	p.view(func(tx *bbolt.Tx) error { // what cannot be read is not known
+		b := tx.Bucket(uploadsBucket)
+		for _, x := range sub.Bindings {
+			if u, ok := parseUpload(b.Get(x.Digest[:])); ok {
+				all[x.Digest] = u
+			}
+		}
 		return nil
 	})
-	return u, ok
+	return all
 }
 
 func (p *Pending) eachUpload(fn func(archive.Digest, upload) error) error {

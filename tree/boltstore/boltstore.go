@@ -315,19 +315,33 @@ func (s *Store) Count() (uint64, error) {
 // Get returns the value of name as stored. It proves nothing, not even that
 // there is no such name.
 func (s *Store) Get(name []byte) (val []byte, ok bool, err error) {
+	all, err := s.GetAll([][]byte{name})
+	if err != nil {
+		return nil, false, err
+	}
+	return all[0], all[0] != nil, nil
+}
+
+// GetAll returns the values of names as stored, all of one moment, nil for a
+// name that is not there. It proves no more than Get.
+func (s *Store) GetAll(names [][]byte) (vals [][]byte, err error) {
+	vals = make([][]byte, len(names))
 	err = s.view(func(tx *bolt.Tx) error {
 		r, err := newReader(tx)
 		if err != nil {
 			return err
 		}
-		v := r.leaves.Get(name)
-		val, ok = append([]byte{}, v...), v != nil
+		for i, name := range names {
+			if v := r.leaves.Get(name); v != nil {
+				vals[i] = append([]byte{}, v...)
+			}
+		}
 		return nil
 	})
-	if err != nil || !ok {
-		return nil, false, err
+	if err != nil {
+		return nil, err
 	}
-	return val, true, nil
+	return vals, nil
 }
 
 // Walk calls fn for each pair from name `from` on, in order, as of one moment.
