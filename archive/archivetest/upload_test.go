@@ -1,6 +1,7 @@
 package archivetest_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"flag"
 	"fmt"
@@ -223,11 +224,17 @@ func TestAddBesideRestic(t *testing.T) {
 		dir := makeCorpus(t, corpus.n, corpus.bytes)
 		var ours, theirs []time.Duration
 		for range *restic {
-			theirs = append(theirs, backup(t, dir))
+			wall, work := backup(t, dir)
+			theirs = append(theirs, wall)
 			c := newCluster(t, 4, "software")
-			began := time.Now()
-			c.ok("-q", "add", "-r", "corpus", dir)
+			began, before := time.Now(), c.servedFor()
+			client := c.command("-q", "add", "-r", "corpus", dir)
+			if out, err := client.CombinedOutput(); err != nil {
+				t.Fatalf("add -r: %v\n%s", err, out)
+			}
 			ours = append(ours, time.Since(began))
+			t.Logf("%s: of the processors' time the client took %.1f s, the replicas %.1f s, restic %.1f s", corpus.name,
+				worked(client.ProcessState).Seconds(), (c.servedFor() - before).Seconds(), work.Seconds())
 			c.allHold(corpus.n)
 			for _, m := range c.roster.Replicas {
 				c.serve[m.ID].Stop(syscall.SIGKILL)
@@ -263,21 +270,44 @@ func makeCorpus(t *testing.T, n, bytes int) string {
 	return dir
 }
 
-// backup backs dir up into a new repository and returns how long that took.
-func backup(t *testing.T, dir string) time.Duration {
+// servedFor returns how much of the processors' time the replicas' services have
+// taken so far.
+func (c *cluster) servedFor() (all time.Duration) {
+	c.t.Helper()
+	const tick = time.Second / 100 // USER_HZ
+	for _, pid := range c.services() {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+		user, _ := strconv.Atoi(f[11])
+		sys, _ := strconv.Atoi(f[12])
+		all += time.Duration(user+sys) * tick
+	}
+	return all
+}
+
+// worked returns how much of the processors' time a process took.
+func worked(p *os.ProcessState) time.Duration { return p.UserTime() + p.SystemTime() }
+
+// backup backs dir up into a new repository and returns how long that took, and
+// how much of the processors' time.
+func backup(t *testing.T, dir string) (wall, work time.Duration) {
 	t.Helper()
 	repo := t.TempDir()
-	run := func(args ...string) {
+	run := func(args ...string) *os.ProcessState {
 		c := exec.CommandContext(t.Context(), "restic", append([]string{"-q", "--no-cache", "-r", repo}, args...)...)
 		c.Env = append(os.Environ(), "RESTIC_PASSWORD=x")
 		if out, err := c.CombinedOutput(); err != nil {
 			t.Fatalf("restic %v: %v\n%s", args, err, out)
 		}
+		return c.ProcessState
 	}
 	run("init")
 	began := time.Now()
-	run("backup", dir)
-	return time.Since(began)
+	p := run("backup", dir)
+	return time.Since(began), worked(p)
 }
 
 // allHold wants n names to wait at every replica: each has checked then that it
