@@ -183,7 +183,7 @@ func (s *service) listen() (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return netutil.LimitListener(l, maxConns), nil
+	return wire.ReadAhead(netutil.LimitListener(l, maxConns)), nil
 }
 
 func (s *service) webServer(ctx context.Context, h http.Handler) *http.Server {

@@ -35,6 +35,7 @@ type Client struct {
 	id      uint32
 	base    string
 	http    *http.Client
+	bulk    *http.Client // for uploads
 	timeout time.Duration
 }
 
@@ -43,23 +44,50 @@ func NewClient(m archive.Replica, r *archive.Roster, o Options) *Client {
 	if o.Timeout <= 0 {
 		o.Timeout = idleDefault
 	}
-	dialer := &net.Dialer{Timeout: o.Timeout}
 	return &Client{
 		id: m.ID, base: "https://" + m.Address, timeout: o.Timeout,
-		http: &http.Client{
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-			Transport: &http.Transport{
-				DialContext:            dialer.DialContext,
-				TLSClientConfig:        clientTLS(m, o.AgreementKey),
-				TLSHandshakeTimeout:    o.Timeout,
-				ExpectContinueTimeout:  o.Timeout,
-				ForceAttemptHTTP2:      true,
-				DisableCompression:     true,
-				MaxResponseHeaderBytes: 16 << 10,
-				IdleConnTimeout:        time.Minute,
-				HTTP2:                  &http.HTTP2Config{SendPingTimeout: o.Timeout, PingTimeout: o.Timeout, MaxReadFrameSize: 256 << 10},
-			},
-		},
+		http: newHTTP(m, o), bulk: newBulk(m, o),
+	}
+}
+
+func newHTTP(m archive.Replica, o Options) *http.Client {
+	t := transport(o)
+	t.DialContext = (&net.Dialer{Timeout: o.Timeout}).DialContext
+	t.TLSClientConfig = clientTLS(m, o.AgreementKey)
+	t.TLSHandshakeTimeout = o.Timeout
+	t.ForceAttemptHTTP2 = true
+	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: o.Timeout, PingTimeout: o.Timeout, MaxReadFrameSize: 256 << 10}
+	return direct(t)
+}
+
+// newBulk returns an HTTP client for long bodies: HTTP/1.1, which does less for
+// each piece of one than HTTP/2.
+func newBulk(m archive.Replica, o Options) *http.Client {
+	config := clientTLS(m, o.AgreementKey)
+	config.NextProtos = []string{"http/1.1"}
+	t := transport(o)
+	t.DialTLSContext = dialBulk(&net.Dialer{Timeout: o.Timeout}, config)
+	t.WriteBufferSize, t.MaxIdleConnsPerHost = gatherSize, maxBulk
+	return direct(t)
+}
+
+// maxBulk is how many connections for long bodies are kept.
+const maxBulk = 8
+
+func transport(o Options) *http.Transport {
+	return &http.Transport{
+		ExpectContinueTimeout:  o.Timeout,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 16 << 10,
+		IdleConnTimeout:        time.Minute,
+	}
+}
+
+// direct returns a client that follows nobody elsewhere.
+func direct(t *http.Transport) *http.Client {
+	return &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport:     t,
 	}
 }
 
@@ -67,7 +95,10 @@ func NewClient(m archive.Replica, r *archive.Roster, o Options) *Client {
 func (c *Client) ID() uint32 { return c.id }
 
 // Close ends idle connections.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.http.CloseIdleConnections()
+	c.bulk.CloseIdleConnections()
+}
 
 // HTTP returns the pinned HTTP client, for requests of other packages.
 func (c *Client) HTTP() *http.Client { return c.http }
@@ -257,8 +288,10 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte, heade
 }
 
 // send returns a successful response, or the replica's Error.
-func (c *Client) send(req *http.Request) (*http.Response, error) {
-	resp, err := c.http.Do(req)
+func (c *Client) send(req *http.Request) (*http.Response, error) { return c.sendBy(c.http, req) }
+
+func (c *Client) sendBy(h *http.Client, req *http.Request) (*http.Response, error) {
+	resp, err := h.Do(req)
 	if err != nil {
 		return nil, plain(err)
 	}

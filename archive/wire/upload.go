@@ -109,7 +109,7 @@ func (c *Client) upload(ctx context.Context, method, path string, header http.He
 		req.Header[k] = v
 	}
 	req.Header.Set("Content-Type", "application/octet-stream")
-	resp, err := c.send(req)
+	resp, err := c.sendBy(c.bulk, req)
 	if err != nil {
 		return w.end(err)
 	}
