@@ -101,14 +101,15 @@ const plainPlace = Place(1) << 63
 // error is ErrMissing or ErrDamaged, or another if the system does not let one
 // look: then nothing is known of the content.
 func (s *Store) Locate(d archive.Digest) (int64, Place, error) {
-	return s.locate(d, s.packs.size)
+	return s.locate(d, s.packs.size, func(archive.Digest) bool { return true })
 }
 
 // Look is Locate, or a quicker one.
 type Look func(archive.Digest) (int64, Place, error)
 
 // Locator returns a function like Locate that is faster for many contents. It
-// looks at each pack once. It must not be called concurrently.
+// looks at each pack, and whether there is each directory of files, once. It must
+// not be called concurrently.
 func (s *Store) Locator() Look {
 	sizes := make(map[uint32]int64)
 	size := func(n uint32) (size int64, err error) {
@@ -120,10 +121,26 @@ func (s *Store) Locator() Look {
 		}
 		return size, err
 	}
-	return func(d archive.Digest) (int64, Place, error) { return s.locate(d, size) }
+	dirs := s.fanOut()
+	return func(d archive.Digest) (int64, Place, error) { return s.locate(d, size, dirs) }
 }
 
-func (s *Store) locate(d archive.Digest, packSize func(uint32) (int64, error)) (int64, Place, error) {
+// fanOut returns a function that reports whether there may be a file of a content:
+// not where its directory, looked at once, is missing.
+func (s *Store) fanOut() func(archive.Digest) bool {
+	missing := make(map[byte]bool)
+	return func(d archive.Digest) bool {
+		none, known := missing[d[0]]
+		if !known {
+			_, err := os.Lstat(filepath.Dir(filepath.Dir(s.PlainPath(d))))
+			none = errors.Is(err, fs.ErrNotExist)
+			missing[d[0]] = none
+		}
+		return !none
+	}
+}
+
+func (s *Store) locate(d archive.Digest, packSize func(uint32) (int64, error), mayBe func(archive.Digest) bool) (int64, Place, error) {
 	l, err := s.packs.findBy(d, packSize)
 	switch {
 	case err == nil && l.bad:
@@ -132,6 +149,8 @@ func (s *Store) locate(d archive.Digest, packSize func(uint32) (int64, error)) (
 		return int64(l.size), l.place(), nil
 	case !errors.Is(err, ErrMissing):
 		return 0, 0, err
+	case !mayBe(d):
+		return 0, 0, ErrMissing
 	}
 	info, err := os.Lstat(s.PlainPath(d))
 	switch {
@@ -290,14 +309,9 @@ func (s *Store) PutAll(all []Bytes) ([]archive.Content, error) {
 // clear removes what lies as files in the place of contents that are packed: it
 // may be damaged.
 func (s *Store) clear(packed []Bytes) {
-	empty := make(map[byte]bool) // fan-outs that are not there
+	mayBe := s.fanOut()
 	for _, b := range packed {
-		first := b.Digest[0]
-		if _, known := empty[first]; !known {
-			_, err := os.Lstat(filepath.Dir(filepath.Dir(s.PlainPath(b.Digest))))
-			empty[first] = errors.Is(err, fs.ErrNotExist)
-		}
-		if !empty[first] {
+		if mayBe(b.Digest) {
 			os.Remove(s.PlainPath(b.Digest))
 		}
 	}

@@ -174,8 +174,10 @@ func (s *service) have(w http.ResponseWriter, r *http.Request) error {
 	}
 	defer leave()
 	have := make([]bool, len(b)/size)
+	look := s.store.contents.Locator()
 	for i := range have {
-		have[i] = s.store.HasContent(archive.Digest(b[i*size:]))
+		_, _, err := look(archive.Digest(b[i*size:]))
+		have[i] = err == nil
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Write(wire.Bitmap(have)) // the peer may be gone

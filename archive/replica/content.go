@@ -16,13 +16,6 @@ const headroom = content.Headroom
 // ContentPath returns where a content lies that is a file of its own.
 func (s *Store) ContentPath(d archive.Digest) string { return s.contents.PlainPath(d) }
 
-// HasContent reports whether something is kept as a content. What is in it only
-// reading tells.
-func (s *Store) HasContent(d archive.Digest) bool {
-	_, err := s.contentSize(d)
-	return err == nil
-}
-
 func (s *Store) contentSize(d archive.Digest) (int64, error) { return s.contents.Size(d) }
 
 // OpenContent opens a content for reading. Nothing says yet that its bytes are

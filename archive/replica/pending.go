@@ -64,8 +64,12 @@ type put struct {
 	err     error
 }
 
+// promises reports whether somebody is told that x is kept. What is known of
+// uploads is for the replica's own accounts: without it they are read again.
+func (x *put) promises() bool { return x.uploads == nil }
+
 func (x *put) write(tx *bbolt.Tx) error {
-	if x.uploads == nil {
+	if x.promises() {
 		d := x.sub.Digest()
 		return tx.Bucket(submissionsBucket).Put(d[:], x.sub.Bytes())
 	}
@@ -172,7 +176,7 @@ func (p *Pending) enqueue(x *put, allowed func(Stats) error) (known bool, err er
 func (p *Pending) have(d archive.Digest) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	queued := slices.ContainsFunc(p.queue, func(x *put) bool { return x.uploads == nil && x.sub.Digest() == d })
+	queued := slices.ContainsFunc(p.queue, func(x *put) bool { return x.promises() && x.sub.Digest() == d })
 	if queued || !p.held[d] {
 		return errors.New("pending: write failed")
 	}
@@ -196,7 +200,7 @@ func (p *Pending) flush() error {
 		}
 		return nil
 	})
-	if err == nil {
+	if err == nil && slices.ContainsFunc(batch, (*put).promises) {
 		err = p.sound()
 	}
 	if err == nil {
@@ -206,7 +210,7 @@ func (p *Pending) flush() error {
 	defer p.mu.Unlock()
 	for _, x := range batch {
 		x.err = err
-		if x.uploads == nil {
+		if x.promises() {
 			p.count(x.sub, -1)
 		}
 	}
