@@ -190,7 +190,7 @@ func enrolSwtpm(t *testing.T) {
 	sum, err := ek.Digest()
 	must(t, err)
 	m := world().Roster.Replicas[0]
-	id, key, err := tpm.Provision(t.Context(), s.Target(), rand.Reader)
+	id, key, err := tpm.Provision(t.Context(), s.Target(), tpm.Setup{}, rand.Reader)
 	must(t, err)
 	m.MAS, m.Key, m.EK = id, archive.PublicKey(key), sum
 	e, err := archive.NewEnrolment(m, ek.Public, ek.Certificate)

@@ -141,14 +141,14 @@ func (m member) provision(ctx context.Context) (trust.Identity, ed25519.PublicKe
 	case masSoftware:
 		return soft.Provision(m.path(masDir), rand.Reader)
 	case masTPM:
-		return tpm.Provision(ctx, m.target(), rand.Reader)
+		return tpm.Provision(ctx, m.target(), tpm.Setup{}, rand.Reader)
 	}
 	s, err := tpm.StartSwtpm(ctx, m.path(masDir), m.path(runDir))
 	if err != nil {
 		return trust.Identity{}, nil, withHint(err, "is swtpm installed? (apt install swtpm)")
 	}
 	defer s.Stop()
-	return tpm.Provision(ctx, m.target(), rand.Reader)
+	return tpm.Provision(ctx, m.target(), tpm.Setup{}, rand.Reader)
 }
 
 // openMAS opens the replica's device, which for an swtpm its watchdog runs.

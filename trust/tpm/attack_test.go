@@ -292,11 +292,15 @@ func TestLeakedSessions(t *testing.T) {
 	}
 }
 
-// A TPM whose platform hierarchy is open is no device.
+// A TPM whose platform hierarchy is open is no device, unless its owner says so.
 func TestPlatformOpen(t *testing.T) {
 	s, _ := startSwtpm(t)
 	must(t, s.Suspend(t.Context(), tpm2.TPMSUClear)) // a restart empties the authorisation
-	if _, _, err := tpm.Provision(t.Context(), s.Target(), rand.Reader); err == nil {
-		t.Error("provisioned a TPM whose platform hierarchy is open")
+	if _, _, err := tpm.Provision(t.Context(), s.Target(), tpm.Setup{}, rand.Reader); !errors.Is(err, tpm.ErrPlatform) {
+		t.Errorf("got %v, want ErrPlatform", err)
 	}
+	untouched(t, s.Target())
+	setup := newSetup(t)
+	setup.OpenPlatform = true
+	finished(t, s, s.Target(), setup)
 }

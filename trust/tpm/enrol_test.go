@@ -216,7 +216,7 @@ func TestEndorsementChain(t *testing.T) {
 			ca := newMaker(t, "ca", &root)
 			want := c.key(t, s)
 			burn(t, s, c.index, ca.certify(t, publicKey(t, want)))
-			_, _, err := tpm.Provision(t.Context(), s.Target(), rand.Reader)
+			_, _, err := tpm.Provision(t.Context(), s.Target(), tpm.Setup{}, rand.Reader)
 			must(t, err)
 			e := endorsement(t, s)
 			if !bytes.Equal(e.Public, want.Public) || len(e.Certificate) == 0 {

@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"context"
+	"io"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -39,6 +40,24 @@ func PolicyBy(h tpm2.TPMHandle, t Target) tpm2.Session {
 		panic(err)
 	}
 	return p.session(writer(h))
+}
+
+// ProvisionThrough makes a device through a transport of the test's own.
+func ProvisionThrough(ctx context.Context, t Target, s Setup, rand io.Reader, wrap func(transport.TPM) transport.TPM) error {
+	m, err := newMaker(t, s, rand)
+	if err != nil {
+		return err
+	}
+	return operate(ctx, t, func(c transport.TPM) error {
+		_, _, err := m.make(wrap(c))
+		return err
+	})
+}
+
+// Permanent is TPMA_PERMANENT.
+func Permanent(c transport.TPM) (uint32, error) {
+	p, err := readPermanent(c)
+	return uint32(p), err
 }
 
 // Suspend takes the power away after Shutdown(STATE) and starts up again with

@@ -202,7 +202,7 @@ func newMeasured(t *testing.T) measured {
 	m := unprovisioned(t)
 	m.boot(t, "first")
 	var err error
-	m.Identity, m.Agreement, err = tpm.Provision(t.Context(), m.target, rand.Reader)
+	m.Identity, m.Agreement, err = tpm.Provision(t.Context(), m.target, tpm.Setup{}, rand.Reader)
 	must(t, err)
 	m.Open = func(t *testing.T) trust.MAS { return open(t, m.target) }
 	m.Reset = func(t *testing.T) { m.boot(t, "first") }
@@ -324,10 +324,10 @@ func TestOpenMeasured(t *testing.T) {
 // Without an approval of the present boot nothing is made.
 func TestProvisionUnapproved(t *testing.T) {
 	m := unprovisioned(t)
-	if _, _, err := tpm.Provision(t.Context(), m.target, rand.Reader); !errors.Is(err, tpm.ErrBoot) {
+	if _, _, err := tpm.Provision(t.Context(), m.target, tpm.Setup{}, rand.Reader); !errors.Is(err, tpm.ErrBoot) {
 		t.Errorf("got %v, want ErrBoot", err)
 	}
 	m.boot(t, "first")
-	_, _, err := tpm.Provision(t.Context(), m.target, rand.Reader)
+	_, _, err := tpm.Provision(t.Context(), m.target, tpm.Setup{}, rand.Reader)
 	must(t, err)
 }

@@ -64,7 +64,7 @@ func cycle(t *testing.T, s *tpm.Swtpm) {
 func provision(t testing.TB) (*tpm.Swtpm, trusttest.Device) {
 	t.Helper()
 	s, _ := startSwtpm(t)
-	id, key, err := tpm.Provision(t.Context(), s.Target(), rand.Reader)
+	id, key, err := tpm.Provision(t.Context(), s.Target(), tpm.Setup{}, rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
