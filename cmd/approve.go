@@ -187,7 +187,7 @@ func loadApprover(name string) (*ecdsa.PrivateKey, error) {
 }
 
 func (a *app) initBootCommand() *cobra.Command {
-	var dir, mas string
+	m := member{}
 	var pcrs []int
 	c := &cobra.Command{
 		Use:   "boot --dir DIR",
@@ -200,21 +200,21 @@ image. Choose registers that change when, and only when, the update image does.
 The directory is that of a replica, or of one that is still to be made, whose
 kind of device --mas then says. Nothing measures into a software TPM by itself.`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return a.initBoot(c.Context(), dir, mas, pcrs) },
+		RunE: func(c *cobra.Command, _ []string) error { return a.initBoot(c.Context(), m, pcrs) },
 	}
 	f := c.Flags()
-	f.StringVar(&dir, "dir", "", "`directory` of the replica")
-	f.StringVar(&mas, "mas", masTPM, "`kind` of trusted device of a replica still to be made: swtpm or tpm")
+	f.StringVar(&m.dir, "dir", "", "`directory` of the replica")
+	f.StringVar(&m.MAS, "mas", masTPM, "`kind` of trusted device of a replica still to be made: swtpm or tpm")
+	f.StringVar(&m.Device, "device", "", "`file` of its TPM (default "+tpmDevice+")")
 	f.IntSliceVar(&pcrs, "pcr", []int{7, 11}, "`numbers` of registers")
 	require(c, "dir")
 	return c
 }
 
-func (a *app) initBoot(ctx context.Context, dir, mas string, pcrs []int) error {
-	m := member{MAS: mas, dir: dir}
+func (a *app) initBoot(ctx context.Context, m member, pcrs []int) error {
 	if exists(m.path(memberFile)) {
 		var err error
-		if m, err = openMember(dir); err != nil {
+		if m, err = openMember(m.dir); err != nil {
 			return err
 		}
 	}

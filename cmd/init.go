@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -60,10 +61,23 @@ and print its entry for the roster. In that directory, losing store/ whole is
 repairable; losing mas/ is losing the device.
 
 The MAS is software (a file: for trials, protects from nobody who can write it),
-swtpm (a software TPM: the real backend, no real protection) or tpm (the TPM of
-this machine, whose owner authorisation is set at random and thrown away).
-A TPM wears out: with an update phase every hour in about three years, every
-six hours in seventeen.
+swtpm (a software TPM of its own: the real backend, no real protection) or tpm
+(the TPM of this machine, or the socket of an swtpm that others keep). A TPM
+wears out: with an update phase every hour in about three years, every six hours
+in seventeen.
+
+With tpm the replica takes the machine's TPM for good, and asks first; in scripts
+--yes answers. The owner and lockout authorisations are set at random and thrown
+away. What other programs keep in the TPM goes on working, and so does its
+endorsement hierarchy, but nobody can keep more in it or remove anything, and
+only the firmware can clear it, which ends the device. With --recovery both are
+written once to a new file; whoever has that can give the TPM back to its owner,
+and forge what the replica says. Take it off the machine. A TPM whose firmware
+leaves the platform hierarchy open, so that anyone could remake the device, is
+refused without --allow-open-platform.
+
+If the command is cut off at any moment, by a crash or a loss of power, run it
+again: it goes on with the same device and keys.
 
 A device of profile lock takes writes from whatever program runs first after a
 boot, one of profile measured from boots alone that an approver has approved:
@@ -80,9 +94,13 @@ what bonafide init approve says to the present boot.`,
 	f.StringVar(&n.address, "address", "", "`HOST:PORT` of the service")
 	f.StringVar(&n.agreement, "agreement", "", "`HOST:PORT` of the agreement engine (default: the next port)")
 	f.StringVar(&n.MAS, "mas", masSoftware, "`kind` of trusted device: software, swtpm or tpm")
+	f.StringVar(&n.Device, "device", "", "`file` of the TPM with --mas tpm (default "+tpmDevice+")")
 	f.StringVar(&n.profile, "profile", "", "`profile` of a TPM: lock or measured (default lock)")
 	f.StringVar(&n.by.approver, "approver", "", "public `line` of the approver of boots")
 	f.StringVar(&n.by.approval, "approval", "", "`file` with the approval of the present boot")
+	f.StringVar(&n.recovery, "recovery", "", "new `file` for the TPM's owner and lockout authorisations")
+	f.BoolVar(&n.openPlatform, "allow-open-platform", false, "take a TPM whose platform hierarchy the firmware left open")
+	f.BoolVar(&n.yes, "yes", false, "take the TPM without asking")
 	require(c, "dir", "id", "address")
 	return c
 }
@@ -92,45 +110,115 @@ type newReplica struct {
 	member
 	profile, address, agreement string
 	by                          measure
+	recovery                    string
+	openPlatform, yes           bool
 }
 
-// measured returns what a device of profile measured needs, or nil.
-func (n newReplica) measured() (*measure, error) {
-	switch trust.Profile(n.profile) {
-	case trust.ProfileMeasured:
-		if n.MAS == masSoftware || n.by.approver == "" || n.by.approval == "" {
-			return nil, usagef("--profile measured needs --mas tpm or swtpm, --approver and --approval")
-		}
-		return &n.by, nil
-	case "", trust.ProfileLock:
-		if n.by != (measure{}) || n.profile != "" && n.MAS == masSoftware {
-			return nil, usagef("--approver and --approval are for --profile measured, and --profile is for a TPM")
-		}
-		return nil, nil
-	}
-	return nil, usagef("--profile %s: want %s or %s", quote(n.profile), trust.ProfileLock, trust.ProfileMeasured)
-}
-
-func (a *app) initReplica(ctx context.Context, n newReplica) error {
+// check refuses what does not go together.
+func (n newReplica) check() error {
 	if err := checkMAS(n.MAS); err != nil {
 		return err
 	}
-	by, err := n.measured()
-	if err != nil {
-		return err
+	switch {
+	case n.Device != "" && n.MAS != masTPM:
+		return usagef("--device is for --mas %s", masTPM)
+	case n.MAS == masSoftware && (n.recovery != "" || n.openPlatform):
+		return usagef("--recovery and --allow-open-platform are for a TPM")
 	}
+	return n.checkProfile()
+}
+
+func (n newReplica) checkProfile() error {
+	switch trust.Profile(n.profile) {
+	case trust.ProfileMeasured:
+		if n.MAS == masSoftware || n.by.approver == "" || n.by.approval == "" {
+			return usagef("--profile measured needs --mas tpm or swtpm, --approver and --approval")
+		}
+		return nil
+	case "", trust.ProfileLock:
+		if n.by != (measure{}) || n.profile != "" && n.MAS == masSoftware {
+			return usagef("--approver and --approval are for --profile measured, and --profile is for a TPM")
+		}
+		return nil
+	}
+	return usagef("--profile %s: want %s or %s", quote(n.profile), trust.ProfileLock, trust.ProfileMeasured)
+}
+
+// complete fills in what was left to its default, and makes files absolute: the
+// replica is served, and its making gone on with, from anywhere.
+func (n *newReplica) complete() (err error) {
 	if n.agreement == "" {
 		if n.agreement, err = nextPort(n.address, 1); err != nil {
 			return err
 		}
 	}
-	entry, err := newMember(ctx, n.member, by, n.address, n.agreement)
+	for _, file := range []*string{&n.Device, &n.recovery} {
+		if *file == "" {
+			continue
+		}
+		if *file, err = filepath.Abs(*file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *app) initReplica(ctx context.Context, n newReplica) error {
+	if err := n.check(); err != nil {
+		return err
+	}
+	if err := n.complete(); err != nil {
+		return err
+	}
+	if err := n.vacant(); err != nil {
+		return err
+	}
+	if err := a.mayTake(ctx, n); err != nil {
+		return err
+	}
+	entry, err := newMember(ctx, n)
 	if err != nil {
 		return err
 	}
 	a.say("replica %d is in %s; its entry is kept in %s", n.ID, quote(n.dir), quote(n.path(entryFile)))
 	_, err = a.out.Write(entry.Bytes())
 	return err
+}
+
+// mayTake asks before a TPM is taken that others may use too. An swtpm that this
+// program makes has no others.
+func (a *app) mayTake(ctx context.Context, n newReplica) error {
+	if n.MAS != masTPM {
+		return nil
+	}
+	for _, line := range n.meaning() {
+		a.warn("%s", line)
+	}
+	if n.yes {
+		return nil
+	}
+	return a.confirm(ctx, "this takes the TPM for good", "--yes if it may be taken")
+}
+
+// meaning is what becomes of the TPM.
+func (n newReplica) meaning() []string {
+	device := n.Device
+	if device == "" {
+		device = tpmDevice
+	}
+	var lines []string
+	if n.recovery == "" {
+		lines = append(lines, fmt.Sprintf("the TPM %s becomes this replica's device: its owner and lockout authorisations are set at random and thrown away", quote(device)),
+			"what other programs keep in it goes on working, but from then on nobody can keep more in it or remove anything; only the firmware can clear it, and that ends the device")
+	} else {
+		lines = append(lines, fmt.Sprintf("the TPM %s becomes this replica's device: its owner and lockout authorisations are set at random and written to %s and nowhere else", quote(device), quote(n.recovery)),
+			"what other programs keep in it goes on working, but from then on nobody can keep more in it, remove anything or clear it without that file",
+			"whoever has that file can forge what this replica says: take it off this machine")
+	}
+	if n.openPlatform {
+		lines = append(lines, "where the firmware leaves the platform hierarchy open, whoever reaches the TPM can forge what this replica says")
+	}
+	return lines
 }
 
 func (a *app) initWriterCommand() *cobra.Command {

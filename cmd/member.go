@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -27,7 +28,8 @@ const (
 	masTPM      = "tpm"
 )
 
-// tpmDevice is the resource-managed TPM of a machine.
+// tpmDevice is the resource-managed TPM of a machine, unless a replica names
+// another.
 const tpmDevice = "/dev/tpmrm0"
 
 // Files in a replica's directory, beside its three parts. Losing store is
@@ -40,6 +42,8 @@ const (
 	masDir     = "mas"
 	storeDir   = "store"
 	runDir     = "run"
+
+	journalFile = "provision.json" // in mas, until the replica is made
 )
 
 const memberFormat = "bonafide/replica/v1"
@@ -49,6 +53,8 @@ type member struct {
 	Format string `json:"format"`
 	ID     uint32 `json:"id"`
 	MAS    string `json:"mas"`
+	// Device is the TPM's, if it is not tpmDevice.
+	Device string `json:"device,omitempty"`
 	// Profile is set for measured only: the others follow from MAS.
 	Profile trust.Profile `json:"profile,omitempty"`
 
@@ -82,73 +88,110 @@ func checkMAS(kind string) error {
 	return usagef("--mas %s: want %s, %s or %s", quote(kind), masSoftware, masSwtpm, masTPM)
 }
 
-// newMember provisions the replica m in its directory: its device, of profile
-// measured if so told, its service key, and last the files that make it one. It
-// returns what the maker of the roster needs.
-func newMember(ctx context.Context, m member, by *measure, address, agreement string) (archive.Enrolment, error) {
-	id := m.ID
+// newMember provisions a replica in its directory: its device, its service key,
+// and last the files that make it one. It returns what the maker of the roster
+// needs. Called again after it was cut off, it goes on with what there is.
+func newMember(ctx context.Context, n newReplica) (archive.Enrolment, error) {
+	m := n.member
 	m.Format = memberFormat
-	if err := m.vacant(); err != nil {
+	lock, err := m.begin()
+	if err != nil {
 		return archive.Enrolment{}, err
+	}
+	defer lock.Close()
+	if trust.Profile(n.profile) == trust.ProfileMeasured {
+		m.Profile = trust.ProfileMeasured
+		if err := m.measure(n.by); err != nil {
+			return archive.Enrolment{}, err
+		}
+	}
+	e, err := m.enrol(ctx, n)
+	if err != nil {
+		return e, fmt.Errorf("replica %d: %w", m.ID, err)
+	}
+	if err := errors.Join(writeFile(m.path(entryFile), e.Bytes(), 0o644), writeJSON(m.path(memberFile), m)); err != nil {
+		return e, err
+	}
+	return e, m.forget(journalFile)
+}
+
+// begin makes the replica's directories, durably, and takes its lock.
+func (m member) begin() (io.Closer, error) {
+	if err := m.vacant(); err != nil {
+		return nil, err
 	}
 	for _, d := range []string{m.path(storeDir), m.path(runDir), m.path(masDir)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return archive.Enrolment{}, err
+			return nil, err
 		}
 	}
-	if by != nil {
-		m.Profile = trust.ProfileMeasured
-		if err := m.measure(*by); err != nil {
-			return archive.Enrolment{}, err
-		}
+	if err := errors.Join(syncDir(m.dir), syncDir(filepath.Dir(filepath.Clean(m.dir)))); err != nil {
+		return nil, err
 	}
-	ek, digest, err := m.endorsement(ctx)
-	if err != nil {
-		return archive.Enrolment{}, fmt.Errorf("replica %d: %w", id, err)
-	}
-	identity, key, err := m.provision(ctx)
-	if err != nil {
-		return archive.Enrolment{}, fmt.Errorf("replica %d: %w", id, err)
-	}
-	service, err := newKey(m.path(serviceKey), rand.Reader)
-	if err != nil {
-		return archive.Enrolment{}, fmt.Errorf("service key: %w", err)
-	}
-	entry := archive.Replica{
-		ID: id, Address: address, Agreement: agreement,
-		TLS: wire.KeyPin(publicOf(service)), Key: archive.PublicKey(key), MAS: identity, EK: digest,
-	}
-	e, err := archive.NewEnrolment(entry, ek.Public, ek.Certificate)
-	if err != nil {
-		return e, err
-	}
-	err = errors.Join(writeFile(m.path(entryFile), e.Bytes(), 0o644), writeJSON(m.path(memberFile), m))
-	return e, err
+	return m.claim()
 }
 
 func (m member) vacant() error {
-	for _, f := range []string{memberFile, serviceKey} {
-		if exists(m.path(f)) {
-			err := withStatus(exitUsage, fmt.Errorf("%s: %w", quote(m.path(f)), fs.ErrExist))
-			return withHint(err, "%s holds a replica already; its roster entry is %s", quote(m.dir), quote(m.path(entryFile)))
-		}
+	if !exists(m.path(memberFile)) {
+		return nil
 	}
-	return nil
+	err := withStatus(exitUsage, fmt.Errorf("%s: %w", quote(m.path(memberFile)), fs.ErrExist))
+	return withHint(err, "%s holds a replica already; its roster entry is %s", quote(m.dir), quote(m.path(entryFile)))
 }
 
-func (m member) provision(ctx context.Context) (trust.Identity, ed25519.PublicKey, error) {
-	switch m.MAS {
-	case masSoftware:
-		return soft.Provision(m.path(masDir), rand.Reader)
-	case masTPM:
-		return tpm.Provision(ctx, m.target(), tpm.Setup{}, rand.Reader)
-	}
-	s, err := tpm.StartSwtpm(ctx, m.path(masDir), m.path(runDir))
+// enrol makes the device and the service key.
+func (m member) enrol(ctx context.Context, n newReplica) (archive.Enrolment, error) {
+	ek, digest, err := m.endorsement(ctx)
 	if err != nil {
-		return trust.Identity{}, nil, withHint(err, "is swtpm installed? (apt install swtpm)")
+		return archive.Enrolment{}, err
 	}
-	defer s.Stop()
-	return tpm.Provision(ctx, m.target(), tpm.Setup{}, rand.Reader)
+	identity, key, err := m.provision(ctx, n)
+	if err != nil {
+		return archive.Enrolment{}, err
+	}
+	service, err := m.ownKey()
+	if err != nil {
+		return archive.Enrolment{}, fmt.Errorf("service key: %w", err)
+	}
+	return archive.NewEnrolment(archive.Replica{
+		ID: m.ID, Address: n.address, Agreement: n.agreement,
+		TLS: wire.KeyPin(publicOf(service)), Key: archive.PublicKey(key), MAS: identity, EK: digest,
+	}, ek.Public, ek.Certificate)
+}
+
+// ownKey returns the replica's service key. One that is there was made before
+// newMember was cut off.
+func (m member) ownKey() (ed25519.PrivateKey, error) {
+	if exists(m.path(serviceKey)) {
+		return loadKey(m.path(serviceKey))
+	}
+	return newKey(m.path(serviceKey), rand.Reader)
+}
+
+// forget removes a file of mas that is of no more use.
+func (m member) forget(name string) error {
+	if err := os.Remove(m.path(masDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return syncDir(m.path(masDir))
+}
+
+func (m member) provision(ctx context.Context, n newReplica) (id trust.Identity, key ed25519.PublicKey, err error) {
+	if m.MAS == masSoftware {
+		return soft.Provision(m.path(masDir), rand.Reader)
+	}
+	s := tpm.Setup{Journal: m.path(masDir, journalFile), Recovery: n.recovery, OpenPlatform: n.openPlatform}
+	err = m.withTPM(ctx, func(t tpm.Target) error {
+		id, key, err = tpm.Provision(ctx, t, s, rand.Reader)
+		return err
+	})
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		err = withStatus(exitUsage, err)
+	case errors.Is(err, tpm.ErrPlatform):
+		err = withHint(err, "--allow-open-platform makes the device all the same")
+	}
+	return id, key, err
 }
 
 // openMAS opens the replica's device, which for an swtpm its watchdog runs.
@@ -161,10 +204,15 @@ func (m member) openMAS(ctx context.Context) (trust.MAS, error) {
 
 // target is where the replica's TPM is, or will be once its swtpm runs.
 func (m member) target() (t tpm.Target) {
-	if m.MAS == masTPM {
-		t.Device = tpmDevice
-	} else {
+	switch info, err := os.Stat(m.Device); {
+	case m.MAS != masTPM:
 		t.Socket = m.path(runDir, "tpm.sock")
+	case m.Device == "":
+		t.Device = tpmDevice
+	case err == nil && info.Mode()&fs.ModeSocket != 0:
+		t.Socket = m.Device
+	default:
+		t.Device = m.Device
 	}
 	if m.Profile == trust.ProfileMeasured {
 		t.Approvals = m.path(masDir, approvalsDir)

@@ -101,6 +101,7 @@ func (b *portBlocks) take() int {
 func scriptCondition(cond string) (bool, error) {
 	tools, known := map[string][]string{
 		"swtpm": {"swtpm"},
+		"tools": {"swtpm", "tpm2_clear"},
 		"maker": {"swtpm", "swtpm_setup", "swtpm_localca", "certtool"}, // a maker of TPMs, with its CA
 	}[cond]
 	if !known {

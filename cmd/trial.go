@@ -207,7 +207,10 @@ func (t trial) member(ctx context.Context, w trialWish, i int) (archive.Enrolmen
 		return archive.Enrolment{}, err
 	}
 	id := uint32(i + 1)
-	return newMember(ctx, member{ID: id, MAS: w.mas, dir: t.path(replicaDir(id))}, nil, address, agreement)
+	return newMember(ctx, newReplica{
+		member:  member{ID: id, MAS: w.mas, dir: t.path(replicaDir(id))},
+		address: address, agreement: agreement,
+	})
 }
 
 // clientConfig is relative where all lies in one directory, so that it can be

@@ -102,16 +102,35 @@ func (a *app) mayReboot(ctx context.Context, members []member, yes bool) error {
 		if reply, err := m.ask(ctx, doState); yes || err != nil || !reply.Reboots {
 			continue
 		}
-		if !isTerminal(a.stdin) {
-			return withHint(usagef("an update phase of replica %d reboots this machine", m.ID), "--yes if it may")
-		}
-		a.say("An update phase of replica %d reboots this machine. Type yes if it may:", m.ID)
-		var answer string
-		if _, err := fmt.Fscanln(a.stdin, &answer); err != nil || answer != "yes" {
-			return usagef("not confirmed")
+		if err := a.confirm(ctx, fmt.Sprintf("an update phase of replica %d reboots this machine", m.ID), "--yes if it may"); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// confirm asks, on a terminal, whether what is said may happen. Elsewhere nobody
+// could answer, and the hint says how to.
+func (a *app) confirm(ctx context.Context, what, hint string) error {
+	if !isTerminal(a.stdin) {
+		return withHint(usagef("%s", what), "%s", hint)
+	}
+	_ = a.line(a.err, plain(what+". Type yes if it may:"))
+	answer := make(chan string, 1)
+	go func() {
+		var s string
+		_, _ = fmt.Fscanln(a.stdin, &s)
+		answer <- s
+	}()
+	select {
+	case s := <-answer:
+		if s != "yes" {
+			return usagef("not confirmed")
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // updateServed asks the replica's watchdog.
