@@ -178,18 +178,34 @@ func (m member) forget(name string) error {
 
 func (m member) provision(ctx context.Context, n newReplica) (id trust.Identity, key ed25519.PublicKey, err error) {
 	if m.MAS == masSoftware {
-		return soft.Provision(m.path(masDir), rand.Reader)
+		id, key, err = m.provisionSoft()
+	} else {
+		id, key, err = m.provisionTPM(ctx, n)
 	}
-	s := tpm.Setup{Journal: m.path(masDir, journalFile), Recovery: n.recovery, OpenPlatform: n.openPlatform}
-	err = m.withTPM(ctx, func(t tpm.Target) error {
-		id, key, err = tpm.Provision(ctx, t, s, rand.Reader)
-		return err
-	})
 	switch {
 	case errors.Is(err, fs.ErrExist):
 		err = withStatus(exitUsage, err)
 	case errors.Is(err, tpm.ErrPlatform):
 		err = withHint(err, "--allow-open-platform makes the device all the same")
+	}
+	return id, key, err
+}
+
+func (m member) provisionTPM(ctx context.Context, n newReplica) (id trust.Identity, key ed25519.PublicKey, err error) {
+	s := tpm.Setup{Journal: m.path(masDir, journalFile), Recovery: n.recovery, OpenPlatform: n.openPlatform}
+	err = m.withTPM(ctx, func(t tpm.Target) error {
+		id, key, err = tpm.Provision(ctx, t, s, rand.Reader)
+		return err
+	})
+	return id, key, err
+}
+
+// provisionSoft makes a software device, or returns the one that was made before
+// newMember was cut off.
+func (m member) provisionSoft() (trust.Identity, ed25519.PublicKey, error) {
+	id, key, err := soft.Provision(m.path(masDir), rand.Reader)
+	if errors.Is(err, fs.ErrExist) {
+		return soft.Unused(m.path(masDir))
 	}
 	return id, key, err
 }

@@ -3,6 +3,7 @@
 package soft
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
@@ -54,8 +55,28 @@ func Provision(dir string, rand io.Reader) (trust.Identity, ed25519.PublicKey, e
 	if err := locked(dir, func() error { return create(dir, s) }); err != nil {
 		return trust.Identity{}, nil, fmt.Errorf("provision device: %w", err)
 	}
-	id := trust.Identity{Profile: trust.ProfileSoftware, Key: public(s.Key)}
-	return id, public(s.Agreement), nil
+	id, key := s.pinned()
+	return id, key, nil
+}
+
+// pinned is what Provision returns of a device.
+func (s state) pinned() (trust.Identity, ed25519.PublicKey) {
+	return trust.Identity{Profile: trust.ProfileSoftware, Key: public(s.Key)}, public(s.Agreement)
+}
+
+// Unused returns again what Provision returned of the device in dir, provided
+// that nothing was done with it since; otherwise an error that unwraps to
+// fs.ErrExist.
+func Unused(dir string) (trust.Identity, ed25519.PublicKey, error) {
+	s, err := (&MAS{dir: dir}).look(context.Background())
+	if err == nil && (s.Mode != trust.ModeUpdate || s.Counter != 0 || s.Reset != 1 || !bytes.Equal(s.Slots, trust.Slots{}.Bytes())) {
+		err = fmt.Errorf("it is in use: %w", fs.ErrExist)
+	}
+	if err != nil {
+		return trust.Identity{}, nil, wrap("provision device", err)
+	}
+	id, key := s.pinned()
+	return id, key, nil
 }
 
 func newState(rand io.Reader) (state, error) {

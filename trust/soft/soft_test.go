@@ -1,6 +1,7 @@
 package soft_test
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"io/fs"
@@ -56,6 +57,44 @@ func TestProvisionTwice(t *testing.T) {
 	}
 	if _, err := id.Verify(a, trust.Nonce{}); err != nil {
 		t.Errorf("the first device is gone: %v", err)
+	}
+}
+
+// A device that was provisioned and no more is known again, and no other.
+func TestUnused(t *testing.T) {
+	change := func(f func(m *soft.MAS) error) func(string) error {
+		return func(dir string) error {
+			m, err := soft.Open(dir)
+			if err != nil {
+				return err
+			}
+			return f(m)
+		}
+	}
+	for name, use := range map[string]func(dir string) error{
+		"store":   change(func(m *soft.MAS) error { return m.Store(t.Context(), trusttest.Slots(1)) }),
+		"advance": change(func(m *soft.MAS) error { return m.Advance(t.Context()) }),
+		"lock":    change(func(m *soft.MAS) error { return m.Lock(t.Context()) }),
+		"reset":   soft.Reset,
+	} {
+		dir := t.TempDir()
+		id, key, err := soft.Provision(dir, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, same, err := soft.Unused(dir)
+		if err != nil || !bytes.Equal(got.Key, id.Key) || got.Profile != id.Profile || !key.Equal(same) {
+			t.Errorf("got %+v, %v, want %+v", got, err, id)
+		}
+		if err := use(dir); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := soft.Unused(dir); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("%s: got %v, want ErrExist", name, err)
+		}
+	}
+	if _, _, err := soft.Unused(t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no device: got %v, want ErrNotExist", err)
 	}
 }
 
