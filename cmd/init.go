@@ -69,15 +69,16 @@ in seventeen.
 With tpm the replica takes the machine's TPM for good, and asks first; in scripts
 --yes answers. The owner and lockout authorisations are set at random and thrown
 away. What other programs keep in the TPM goes on working, and so does its
-endorsement hierarchy, but nobody can keep more in it or remove anything, and
-only the firmware can clear it, which ends the device. With --recovery both are
+endorsement hierarchy, but nobody can keep more in it, remove anything or end its
+lockout after wrong passwords, and only the firmware can clear it, which ends the
+device. With --recovery both are
 written once to a new file; whoever has that can give the TPM back to its owner,
 and forge what the replica says. Take it off the machine. A TPM whose firmware
 leaves the platform hierarchy open, so that anyone could remake the device, is
 refused without --allow-open-platform.
 
 If the command is cut off at any moment, by a crash or a loss of power, run it
-again: it goes on with the same device and keys.
+again as it was: it finishes what it began.
 
 A device of profile lock takes writes from whatever program runs first after a
 boot, one of profile measured from boots alone that an approver has approved:
@@ -209,10 +210,10 @@ func (n newReplica) meaning() []string {
 	var lines []string
 	if n.recovery == "" {
 		lines = append(lines, fmt.Sprintf("the TPM %s becomes this replica's device: its owner and lockout authorisations are set at random and thrown away", quote(device)),
-			"what other programs keep in it goes on working, but from then on nobody can keep more in it or remove anything; only the firmware can clear it, and that ends the device")
+			"what other programs keep in it goes on working, but from then on nobody can keep more in it, remove anything or end its lockout after wrong passwords; only the firmware can clear it, and that ends the device")
 	} else {
 		lines = append(lines, fmt.Sprintf("the TPM %s becomes this replica's device: its owner and lockout authorisations are set at random and written to %s and nowhere else", quote(device), quote(n.recovery)),
-			"what other programs keep in it goes on working, but from then on nobody can keep more in it, remove anything or clear it without that file",
+			"what other programs keep in it goes on working, but from then on nobody can keep more in it, remove anything, end its lockout after wrong passwords or clear it without that file",
 			"whoever has that file can forge what this replica says: take it off this machine")
 	}
 	if n.openPlatform {
