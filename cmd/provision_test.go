@@ -9,10 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"sync/atomic"
 	"testing"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/archivetest"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 	"github.com/bonafide-archive/bonafide/trust"
 	"github.com/bonafide-archive/bonafide/trust/tpm"
@@ -104,8 +107,7 @@ func newMaking(t *testing.T) making {
 // on; 0 for none.
 func (m making) run(t *testing.T, k int) (out []byte, err error) {
 	t.Helper()
-	c := exec.Command("/proc/self/exe", "init", "replica", "--dir", m.dir, "--id", "1", "--address", "127.0.0.1:9",
-		"--mas", masTPM, "--device", m.Device, "--yes", "--recovery", m.dir+".recovery")
+	c := exec.Command("/proc/self/exe", m.arguments()...)
 	c.Args[0] = "bonafide"
 	var stdout, stderr bytes.Buffer
 	c.Stdout, c.Stderr = &stdout, &stderr
@@ -122,6 +124,13 @@ func (m making) run(t *testing.T, k int) (out []byte, err error) {
 	}
 	return stdout.Bytes(), err
 }
+
+func (m making) arguments() []string {
+	return []string{"init", "replica", "--dir", m.dir, "--id", "1", "--address", "127.0.0.1:9",
+		"--mas", masTPM, "--device", m.Device, "--yes", "--recovery", m.recovery()}
+}
+
+func (m making) recovery() string { return m.dir + ".recovery" }
 
 // check looks whether out is the entry of a replica that is whole.
 func (m making) check(t *testing.T, out []byte) {
@@ -174,7 +183,7 @@ func commands(t *testing.T) int {
 // again. Cut off when the device is made and not all files are, it goes on with
 // the same keys.
 func TestInitReplicaKilled(t *testing.T) {
-	needSwtpm(t)
+	archivetest.NeedSwtpm(t, "swtpm")
 	last := commands(t)
 	for _, k := range []int{1, last / 2, last - 6, last - 1, last} {
 		t.Run(fmt.Sprintf("%d of %d", k, last), func(t *testing.T) {
@@ -215,14 +224,48 @@ func (m making) cutFiles(t *testing.T, journal, want []byte) {
 	}
 }
 
-// needSwtpm skips where there is no swtpm, unless the environment forbids it.
-func needSwtpm(t *testing.T) {
-	t.Helper()
-	here, err := scriptCondition("swtpm")
+// evictControl is the first command that changes something in the TPM, as strace
+// -x shows it: TPM2_EvictControl, code 0x120.
+var evictControl = regexp.MustCompile(`write\(\d+<socket[^"]*"\\x80\\x02(\\x..){4}\\x00\\x00\\x01\\x20`)
+
+// Journal and recovery file are on the disk, with their directories, before
+// anything in the TPM changes.
+func TestInitReplicaSynced(t *testing.T) {
+	archivetest.NeedSwtpm(t, "swtpm")
+	archivetest.NeedStrace(t)
+	m := newMaking(t)
+	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !here {
-		t.Skip("swtpm is not installed (apt install swtpm)")
+	program := filepath.Join(t.TempDir(), "bonafide")
+	if err := os.Symlink(exe, program); err != nil {
+		t.Fatal(err)
+	}
+	log := program + ".log"
+	c := exec.Command("strace", append([]string{"-f", "-y", "-x", "-o", log, "-e", "trace=fsync,write", program}, m.arguments()...)...)
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	b, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := evictControl.FindIndex(b)
+	if at == nil {
+		t.Fatal("the TPM was not changed")
+	}
+	synced := regexp.MustCompile(`fsync\(\d+<([^>]*)>`).FindAllStringSubmatch(string(b[:at[0]]), -1)
+	var files []string
+	for _, f := range synced {
+		files = append(files, f[1])
+	}
+	for _, want := range []string{m.recovery(), filepath.Dir(m.recovery()), m.path(masDir, journalFile) + ".new", m.path(masDir), m.dir, filepath.Dir(m.dir)} {
+		i := slices.Index(files, want)
+		if i < 0 {
+			t.Errorf("%s is not synced before: %q", want, files)
+			continue
+		}
+		files = slices.Delete(files, i, i+1)
 	}
 }
