@@ -157,8 +157,16 @@ func (a *app) initApprover(name string) error {
 	if err := savePrivate(name, key); err != nil {
 		return err
 	}
+	line, err := by.MarshalText()
+	if err != nil {
+		return err
+	}
 	a.say("the private key is in %s", quote(name))
-	return a.text(by)
+	return a.result(struct {
+		Type string `json:"message_type"`
+		Key  string `json:"key"`
+		File string `json:"file"`
+	}{"approver", string(line), name}, "%s", line)
 }
 
 // text prints the text of v as a line.

@@ -331,3 +331,33 @@ func TestProvisionUnapproved(t *testing.T) {
 	_, _, err := tpm.Provision(t.Context(), m.target, tpm.Setup{}, rand.Reader)
 	must(t, err)
 }
+
+// What was cut off late is finished in another approved boot, as what it is.
+func TestProvisionMeasuredCutOff(t *testing.T) {
+	for _, at := range []tpm2.TPMHandle{tpm2.TPMRHOwner, tpm2.TPMRHLockout} {
+		m := unprovisioned(t)
+		m.approve(t, m.operator, "next")
+		m.boot(t, "first")
+		setup := newSetup(t)
+		if err := cutOff(t, m.target, setup, shutting(at), false); !errors.Is(err, errCut) {
+			t.Fatal(err)
+		}
+		m.boot(t, "evil")
+		if _, _, err := tpm.Provision(t.Context(), m.target, setup, rand.Reader); !errors.Is(err, tpm.ErrBoot) {
+			t.Errorf("in a boot that is not approved: got %v, want ErrBoot", err)
+		}
+		m.boot(t, "next")
+		if d := finished(t, m.s, m.target, setup); d.Identity.Profile != trust.ProfileMeasured {
+			t.Errorf("got profile %v", d.Identity.Profile)
+		}
+	}
+	m := unprovisioned(t)
+	m.boot(t, "first")
+	setup := newSetup(t)
+	if err := cutOff(t, m.target, setup, shutting(tpm2.TPMRHLockout), false); !errors.Is(err, errCut) {
+		t.Fatal(err)
+	}
+	if _, _, err := tpm.Provision(t.Context(), m.s.Target(), setup, rand.Reader); err == nil {
+		t.Error("begun as measured, finished as lock")
+	}
+}
