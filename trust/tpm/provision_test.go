@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"flag"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -153,10 +154,16 @@ func finished(t *testing.T, s *tpm.Swtpm, target tpm.Target, setup tpm.Setup) tr
 	return d
 }
 
+var every = flag.Bool("every", false, "cut provisioning off at every command, each on a TPM of its own")
+
 // Cut off at any command, before the TPM gets it or before its answer arrives,
 // provisioning is finished by another call.
 func TestProvisionCutOff(t *testing.T) {
-	for k := 0; ; k++ {
+	step := 5
+	if *every {
+		step = 1
+	}
+	for k := 0; ; k += step {
 		s, _ := startSwtpm(t)
 		setup := newSetup(t)
 		err := cutOff(t, s.Target(), setup, after(k), k%2 == 0)
