@@ -156,7 +156,7 @@ func finished(t *testing.T, s *tpm.Swtpm, target tpm.Target, setup tpm.Setup) tr
 
 var every = flag.Bool("every", false, "cut provisioning off at every command, each on a TPM of its own")
 
-// Cut off at any command, before the TPM gets it or before its answer arrives,
+// Cut off after any number of commands, with the answer to the last or without,
 // provisioning is finished by another call.
 func TestProvisionCutOff(t *testing.T) {
 	step := 5
@@ -164,47 +164,45 @@ func TestProvisionCutOff(t *testing.T) {
 		step = 1
 	}
 	for k := 0; ; k += step {
-		s, _ := startSwtpm(t)
-		setup := newSetup(t)
-		err := cutOff(t, s.Target(), setup, after(k), k%2 == 0)
-		if err == nil {
-			t.Logf("%d commands", k)
-			return
-		}
-		if !errors.Is(err, errCut) {
-			t.Fatalf("cut off after %d commands: %v", k, err)
-		}
-		if k%3 == 0 {
-			cycle(t, s)
-		}
-		finished(t, s, s.Target(), setup)
-		must(t, s.Stop())
-		if t.Failed() {
-			t.Fatalf("cut off after %d commands", k)
+		for _, lost := range []bool{false, true} {
+			s, _ := startSwtpm(t)
+			setup := newSetup(t)
+			err := cutOff(t, s.Target(), setup, after(k), lost)
+			if err == nil {
+				t.Logf("fewer than %d commands", k+1)
+				return
+			}
+			if !errors.Is(err, errCut) {
+				t.Fatalf("cut off after %d commands: %v", k, err)
+			}
+			if k%3 == 0 {
+				cycle(t, s)
+			}
+			finished(t, s, s.Target(), setup)
+			must(t, s.Stop())
+			if t.Failed() {
+				t.Fatalf("cut off after %d commands, last answer lost: %v", k, lost)
+			}
 		}
 	}
 }
 
 // Cut off again and again, each time a command later, it comes to an end on one
-// TPM too; and what is cut off before it has begun writes nothing twice.
+// TPM too, and makes its recovery file once.
 func TestProvisionCutOffAgain(t *testing.T) {
 	s, _ := startSwtpm(t)
 	setup := newSetup(t)
 	var recovery []byte
-	for k := 0; ; k++ {
-		err := cutOff(t, s.Target(), setup, after(k), k%2 == 0)
-		if b, err := os.ReadFile(setup.Recovery); err == nil {
-			if recovery != nil && !bytes.Equal(b, recovery) {
-				t.Fatalf("after %d commands the recovery file is another", k)
-			}
-			recovery = b
-		}
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, errCut) {
+	err := errCut
+	for k := 0; err != nil; k++ {
+		if err = cutOff(t, s.Target(), setup, after(k), false); err != nil && !errors.Is(err, errCut) {
 			t.Fatalf("cut off after %d commands: %v", k, err)
 		}
+		b, _ := os.ReadFile(setup.Recovery)
+		if recovery != nil && !bytes.Equal(b, recovery) {
+			t.Fatalf("after %d commands the recovery file is another", k)
+		}
+		recovery = b
 	}
 	finished(t, s, s.Target(), setup)
 	owns(t, s, recovery)
