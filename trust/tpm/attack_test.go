@@ -2,7 +2,6 @@ package tpm_test
 
 import (
 	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"strings"
 	"testing"
@@ -15,139 +14,130 @@ import (
 	"github.com/bonafide-archive/bonafide/trust/trusttest"
 )
 
-// An attack is what root can send to the TPM in the service phase. It returns
-// nil if it got its way.
+// An attack is one row of the table: what root of a machine in its service
+// phase tries, and what comes of it.
 type attack struct {
 	name string
-	try  func(c transport.TPM) error
+	on   func(t *testing.T) *machine
+	try  func(t *testing.T, m *machine) error // nil if root got his way
+	// refused is the TPM's word, and whom it blames. 0: the attack goes through.
+	refused tpm2.TPMRC
+	// shows is all that verifiers see of it, in the words of machine.changes. A
+	// row whose word is "slots" alone is a forgery that nothing shows.
+	shows string
 }
+
+// What a TPM blames in a response code, Part 2, 6.6.2.
+const (
+	onParameter1 tpm2.TPMRC = 0x140
+	onParameter3 tpm2.TPMRC = 0x340
+	onSession    tpm2.TPMRC = 0x900 // the first
+
+	badAuth   = tpm2.TPMRCBadAuth + onSession
+	badTicket = tpm2.TPMRCTicket + onParameter3
+)
 
 var attacks = []attack{
-	{"write by owner", func(c transport.TPM) error { return write(c, auth(tpm2.TPMRHOwner)) }},
-	{"write by platform", func(c transport.TPM) error { return write(c, auth(tpm2.TPMRHPlatform)) }},
-	{"write by password", func(c transport.TPM) error { return write(c, byIndex(c, tpm.SlotsIndex, tpm2.PasswordAuth(nil))) }},
-	{"write by policy", func(c transport.TPM) error {
-		return write(c, byIndex(c, tpm.SlotsIndex, tpm.PolicyFor(tpm.SlotsIndex)))
-	}},
-	{"increment by policy", func(c transport.TPM) error {
-		_, err := tpm2.NVIncrement{
-			AuthHandle: byIndex(c, tpm.CounterIndex, tpm.PolicyFor(tpm.CounterIndex)),
-			NVIndex:    named(c, tpm.CounterIndex),
-		}.Execute(c)
-		return err
-	}},
-	{"undefine slots by owner", undefine(tpm2.TPMRHOwner, tpm.SlotsIndex)},
-	{"undefine slots by platform", undefine(tpm2.TPMRHPlatform, tpm.SlotsIndex)},
-	{"undefine counter by owner", undefine(tpm2.TPMRHOwner, tpm.CounterIndex)},
-	{"undefine counter by platform", undefine(tpm2.TPMRHPlatform, tpm.CounterIndex)},
-	{"undefine agreement key by owner", undefine(tpm2.TPMRHOwner, tpm.AgreementIndex)},
-	{"define anew", func(c transport.TPM) error {
-		_, err := tpm2.NVDefineSpace{AuthHandle: auth(tpm2.TPMRHOwner), PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
-			NVIndex: tpm.SlotsIndex, NameAlg: tpm2.TPMAlgSHA256, DataSize: trust.SlotsSize,
-			Attributes: tpm2.TPMANV{OwnerWrite: true, AuthRead: true},
-		})}.Execute(c)
-		return err
-	}},
-	{"clear by lockout", func(c transport.TPM) error {
-		_, err := tpm2.Clear{AuthHandle: auth(tpm2.TPMRHLockout)}.Execute(c)
-		return err
-	}},
-	{"clear by platform", func(c transport.TPM) error {
-		_, err := tpm2.Clear{AuthHandle: auth(tpm2.TPMRHPlatform)}.Execute(c)
-		return err
-	}},
-	{"take the owner hierarchy", takeover(tpm2.TPMRHOwner)},
-	{"take the platform hierarchy", takeover(tpm2.TPMRHPlatform)},
-	{"evict the key", func(c transport.TPM) error {
-		_, err := tpm2.EvictControl{
-			Auth: auth(tpm2.TPMRHOwner), ObjectHandle: key(c), PersistentHandle: tpm.KeyHandle,
-		}.Execute(c)
-		return err
-	}},
-	{"make the key again", func(c transport.TPM) error {
-		_, err := tpm2.CreatePrimary{PrimaryHandle: auth(tpm2.TPMRHOwner), InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(c)
-		return err
-	}},
-	{"sign a made-up statement", signFake},
-	{"read the agreement key by password", func(c transport.TPM) error {
-		return read(c, byIndex(c, tpm.AgreementIndex, tpm2.PasswordAuth(nil)))
-	}},
-	{"read the agreement key by owner", func(c transport.TPM) error { return read(c, auth(tpm2.TPMRHOwner)) }},
-	{"start up again", func(c transport.TPM) error {
-		_, err := tpm2.Startup{StartupType: tpm2.TPMSUClear}.Execute(c)
-		return err
-	}},
+	// The slots are what their lock says, whoever asks.
+	{"write by owner", shut, send(writeBy(tpm2.TPMRHOwner)), badAuth, ""},
+	{"write by platform", shut, send(writeBy(tpm2.TPMRHPlatform)), badAuth, ""},
+	{"write by password", shut, send(writeByPassword), tpm2.TPMRCAuthUnavailable, ""},
+	{"write by policy", shut, send(writeByPolicy), tpm2.TPMRCNVLocked, ""},
+	{"increment by policy", shut, send(incrementByPolicy), tpm2.TPMRCNVLocked, ""},
+	{"give the slots a password", shut, send(changeIndexAuth), tpm2.TPMRCAuthType, ""},
+	{"start up again", shut, send(startup), tpm2.TPMRCInitialize, ""},
+
+	// Owner and lockout authorisation are thrown away.
+	{"undefine slots by owner", shut, send(undefine(tpm2.TPMRHOwner, tpm.SlotsIndex)), badAuth, ""},
+	{"undefine counter by owner", shut, send(undefine(tpm2.TPMRHOwner, tpm.CounterIndex)), badAuth, ""},
+	{"undefine agreement key by owner", shut, send(undefine(tpm2.TPMRHOwner, tpm.AgreementIndex)), badAuth, ""},
+	{"define by owner", shut, send(defineByOwner), badAuth, ""},
+	{"evict the key by owner", shut, send(evict(tpm2.TPMRHOwner)), badAuth, ""},
+	{"set the clock by owner", shut, send(setClock(tpm2.TPMRHOwner)), badAuth, ""},
+	{"shut off the owner hierarchy", shut, send(disable(tpm2.TPMRHOwner)), badAuth, ""},
+	{"take the owner hierarchy", shut, send(takeover(tpm2.TPMRHOwner)), badAuth, ""},
+	{"make the key again", shut, send(makeKey(tpm2.TPMRHOwner)), badAuth, ""},
+	{"clear by lockout", shut, send(clearBy(tpm2.TPMRHLockout)), tpm2.TPMRCAuthFail + onSession, ""},
+	{"make lockout easier", shut, send(easeLockout), tpm2.TPMRCAuthFail + onSession, ""},
+	{"undefine, define anew, owner open", ownerOpen, send(remakeSlots), 0, "slots"},
+	{"undefine, define anew the counter, owner open", ownerOpen, send(remakeCounter), 0, "counter +1"},
+	{"clear, make all anew, owner open", ownerOpen, clearAndRemake, 0, "refused: slots: wrong signature"},
+
+	// The key lives in the owner hierarchy, which TPM2_Clear destroys.
+	{"clear, make all anew, key of the endorsement hierarchy", endorsementKey, clearAndRemake, 0, "refused: slots: key is not in the owner hierarchy"},
+
+	// The firmware has closed the platform hierarchy.
+	{"undefine slots by platform", shut, send(undefine(tpm2.TPMRHPlatform, tpm.SlotsIndex)), badAuth, ""},
+	{"undefine counter by platform", shut, send(undefine(tpm2.TPMRHPlatform, tpm.CounterIndex)), badAuth, ""},
+	{"evict the key by platform", shut, send(evict(tpm2.TPMRHPlatform)), badAuth, ""},
+	{"set the clock by platform", shut, send(setClock(tpm2.TPMRHPlatform)), badAuth, ""},
+	{"clear by platform", shut, send(clearBy(tpm2.TPMRHPlatform)), badAuth, ""},
+	{"take the platform hierarchy", shut, send(takeover(tpm2.TPMRHPlatform)), badAuth, ""},
+	{"change the owner seed", shut, send(changeSeed), badAuth, ""},
+	{"undefine slots, platform open", platformOpen, send(undefine(tpm2.TPMRHPlatform, tpm.SlotsIndex)), 0, "no answer"},
+	{"undefine, define anew, platform open", platformOpen, send(remakeSlotsByPlatform), 0, "refused: slots: index is not the pinned one, or not as pinned"},
+	{"evict the key, platform open", platformOpen, send(evict(tpm2.TPMRHPlatform)), 0, "no answer"},
+	{"set the clock, platform open", platformOpen, send(setClock(tpm2.TPMRHPlatform)), 0, "clock"},
+
+	// The agreement key is out of reach.
+	{"read the agreement key by password", shut, send(readByPassword), tpm2.TPMRCNVLocked, ""},
+	{"read the agreement key by owner", shut, send(readBy(tpm2.TPMRHOwner)), badAuth, ""},
+
+	// Wrong guesses shut out nobody but who guesses.
+	{"lockout by wrong guesses", shut, send(lockOut), tpm2.TPMRCLockout, ""},
+
+	// A restricted key signs nothing but the TPM's own words.
+	{"sign a made-up statement", shut, send(signFake(nil)), badTicket, ""},
+	{"sign a made-up statement, a ticket besides", shut, send(signFake(fake)), badTicket, ""},
+	{"sign a made-up statement, the ticket of another", shut, send(signFake([]byte("harmless"))), badTicket, ""},
+
+	// One more reboot, into a program of root's own.
+	{"reboot, write and lock", shut, rebootAndForge, 0, "slots, resets +1"},
+	{"reboot, write and lock, measured, by the policy of lock", measuredBoot, rebootAndForge, tpm2.TPMRCPolicyFail + onSession, "resets +1"},
+	{"the same, by the approval of another image", measuredBoot, rebootWith("first", theOperator), tpm2.TPMRCValue + onParameter1, "resets +1"},
+	{"the same, by an approval of root's own", measuredBoot, rebootWith("evil", aStranger), tpm2.TPMRCValue + onParameter1, "resets +1"},
+
+	// A software TPM is software.
+	{"bring back the state file of a phase before", aPhaseLater, rollBack, 0, "slots, counter -1"},
+	{"bring back the state file and write and lock", aPhaseLater, rollBackAndForge, 0, "slots"},
 }
 
-func auth(h tpm2.TPMHandle) tpm2.AuthHandle {
-	return tpm2.AuthHandle{Handle: h, Auth: tpm2.PasswordAuth(nil)}
-}
-
-func byIndex(c transport.TPM, h tpm2.TPMHandle, s tpm2.Session) tpm2.AuthHandle {
-	return tpm2.AuthHandle{Handle: h, Name: named(c, h).Name, Auth: s}
-}
-
-func named(c transport.TPM, h tpm2.TPMHandle) tpm2.NamedHandle {
-	name, err := tpm.Name(c, h)
-	if err != nil {
-		panic(err)
-	}
-	return tpm2.NamedHandle{Handle: h, Name: name}
-}
-
-func key(c transport.TPM) tpm2.NamedHandle {
-	rsp, err := tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(tpm.KeyHandle)}.Execute(c)
-	if err != nil {
-		panic(err)
-	}
-	return tpm2.NamedHandle{Handle: tpm.KeyHandle, Name: rsp.Name}
-}
-
-func write(c transport.TPM, by tpm2.AuthHandle) error {
-	_, err := tpm2.NVWrite{
-		AuthHandle: by, NVIndex: named(c, tpm.SlotsIndex),
-		Data: tpm2.TPM2BMaxNVBuffer{Buffer: trusttest.Slots(66).Bytes()},
-	}.Execute(c)
-	return err
-}
-
-func read(c transport.TPM, by tpm2.AuthHandle) error {
-	_, err := tpm2.NVRead{AuthHandle: by, NVIndex: named(c, tpm.AgreementIndex), Size: 32}.Execute(c)
-	return err
-}
-
-func undefine(by, h tpm2.TPMHandle) func(transport.TPM) error {
-	return func(c transport.TPM) error {
-		_, err := tpm2.NVUndefineSpace{AuthHandle: auth(by), NVIndex: named(c, h)}.Execute(c)
-		return err
+// TestAttacks plays the table, each row on a machine of its own.
+func TestAttacks(t *testing.T) {
+	for _, a := range attacks {
+		t.Run(a.name, func(t *testing.T) {
+			t.Parallel()
+			m := a.on(t)
+			before := m.look(t)
+			var rc tpm2.TPMRC
+			err := a.try(t, m)
+			if err != nil && !errors.As(err, &rc) {
+				t.Fatalf("got %v, want the TPM's word", err)
+			}
+			if rc != a.refused {
+				t.Errorf("got %#x (%v), want %#x (%v)", uint32(rc), err, uint32(a.refused), a.refused)
+			}
+			if got := m.changes(t, before); got != a.shows {
+				t.Errorf("shows %q, want %q", got, a.shows)
+			}
+		})
 	}
 }
 
-func takeover(h tpm2.TPMHandle) func(transport.TPM) error {
-	return func(c transport.TPM) error {
-		_, err := tpm2.HierarchyChangeAuth{AuthHandle: auth(h), NewAuth: tpm2.TPM2BAuth{Buffer: []byte("mine")}}.Execute(c)
-		return err
+// In update mode the writes by policy, and no others, are let through: what
+// refuses them above is the lock.
+func TestWriters(t *testing.T) {
+	m := shut(t)
+	m.Reset(t)
+	for _, a := range attacks {
+		if !strings.HasPrefix(a.name, "write") && !strings.HasPrefix(a.name, "increment") {
+			continue
+		}
+		err := a.try(t, m)
+		if want := strings.HasSuffix(a.name, "by policy"); (err == nil) != want {
+			t.Errorf("%s: got %v, want success %v", a.name, err, want)
+		}
 	}
-}
-
-// signFake asks the restricted key to sign what looks like the TPM's own words.
-func signFake(c transport.TPM) error {
-	fake := append([]byte{0xFF, 'T', 'C', 'G', 0x80, 0x14}, make([]byte, 100)...)
-	h, err := tpm2.Hash{
-		Data: tpm2.TPM2BMaxBuffer{Buffer: fake}, HashAlg: tpm2.TPMAlgSHA256, Hierarchy: tpm2.TPMRHOwner,
-	}.Execute(c)
-	if err != nil {
-		return err
-	}
-	sum := sha256.Sum256(fake)
-	k := key(c)
-	_, err = tpm2.Sign{
-		KeyHandle:  tpm2.AuthHandle{Handle: k.Handle, Name: k.Name, Auth: tpm2.PasswordAuth(nil)},
-		Digest:     tpm2.TPM2BDigest{Buffer: sum[:]},
-		InScheme:   tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
-		Validation: h.Validation,
-	}.Execute(c)
-	return err
 }
 
 func state(t *testing.T, d trusttest.Device, m trust.MAS) trust.Statement {
@@ -172,43 +162,6 @@ func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
-	}
-}
-
-// Everything is refused in the service phase, and leaves the device as it was.
-func TestAttacks(t *testing.T) {
-	s, d := provision(t)
-	m := d.Open(t)
-	must(t, m.Store(t.Context(), trusttest.Slots(1)))
-	cycle(t, s) // a boot later, as in life
-	must(t, m.Lock(t.Context()))
-	before := state(t, d, m)
-	for _, a := range attacks {
-		t.Run(a.name, func(t *testing.T) {
-			var rc tpm2.TPMRC
-			err := tpm.Raw(t.Context(), s.Target(), a.try)
-			if !errors.As(err, &rc) {
-				t.Errorf("got %v, want the TPM's refusal", err)
-			}
-			if after := state(t, d, m); after != before {
-				t.Errorf("got %+v, want %+v", after, before)
-			}
-		})
-	}
-}
-
-// In update mode the writes by policy, and no others, are let through: what
-// refuses them above is the lock.
-func TestWriters(t *testing.T) {
-	s, _ := provision(t)
-	for _, a := range attacks {
-		if !strings.HasPrefix(a.name, "write") && !strings.HasPrefix(a.name, "increment") {
-			continue
-		}
-		err := tpm.Raw(t.Context(), s.Target(), a.try)
-		if want := strings.HasSuffix(a.name, "by policy"); (err == nil) != want {
-			t.Errorf("%s: got %v, want success %v", a.name, err, want)
-		}
 	}
 }
 
@@ -252,13 +205,15 @@ func TestSuspend(t *testing.T) {
 	}
 }
 
-// Wrong passwords cannot lock the service out of its device.
+// A TPM in lockout for wrong guesses serves, locks, and after a reset writes, as
+// any other: nothing of the device is protected from guesses.
 func TestDictionaryAttack(t *testing.T) {
-	s, d := provision(t)
-	m := d.Open(t)
-	must(t, m.Lock(t.Context()))
-	before := state(t, d, m)
-	must(t, tpm.Raw(t.Context(), s.Target(), func(c transport.TPM) error {
+	m := shut(t)
+	if err := m.raw(t, lockOut); !errors.Is(err, tpm2.TPMRCLockout) {
+		t.Fatalf("got %v, want lockout", err)
+	}
+	before := m.look(t)
+	must(t, m.raw(t, func(c transport.TPM) error {
 		for range 40 {
 			if err := read(c, byIndex(c, tpm.AgreementIndex, tpm2.PasswordAuth([]byte("guess")))); err == nil {
 				return errors.New("a guess was right")
@@ -266,9 +221,19 @@ func TestDictionaryAttack(t *testing.T) {
 		}
 		return nil
 	}))
-	if after := state(t, d, m); after != before {
-		t.Errorf("got %+v, want %+v", after, before)
+	must(t, m.mas.Lock(t.Context()))
+	if got := m.changes(t, before); got != "" {
+		t.Errorf("the guesses show: %s", got)
 	}
+	m.Reset(t)
+	if err := m.raw(t, lockOut); !errors.Is(err, tpm2.TPMRCLockout) {
+		t.Fatalf("after a reset: got %v, want lockout", err)
+	}
+	must(t, m.mas.Store(t.Context(), trusttest.Slots(2)))
+	must(t, m.mas.Advance(t.Context()))
+	_, err := m.mas.AgreementKey(t.Context())
+	must(t, err)
+	must(t, m.mas.Lock(t.Context()))
 }
 
 // A client killed with sessions open cannot keep the watchdog from locking.

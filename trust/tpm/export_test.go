@@ -60,6 +60,18 @@ func Permanent(c transport.TPM) (uint32, error) {
 	return uint32(p), err
 }
 
+// LockerOf is the session that locks index h, at any time.
+func LockerOf(h tpm2.TPMHandle) tpm2.Session {
+	p, err := newPolicy(writer(h), nil)
+	if err != nil {
+		panic(err)
+	}
+	return p.session(tpm2.TPMCCNVWriteLock)
+}
+
+// KeyTemplate is the template of the attestation key.
+func KeyTemplate() tpm2.TPMTPublic { return keyTemplate() }
+
 // Suspend takes the power away after Shutdown(STATE) and starts up again with
 // startup.
 func (s *Swtpm) Suspend(ctx context.Context, startup tpm2.TPMSU) error {
