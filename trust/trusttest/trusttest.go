@@ -22,27 +22,81 @@ type Device struct {
 	Reset func(t *testing.T)
 }
 
+// A part is one promise. Each of its steps but the first begins after a device
+// reset.
+type part struct {
+	name  string
+	steps []func(t *testing.T, d Device, k *Kept)
+}
+
+// Kept is what a part knows of the time before a reset.
+type Kept struct{ Counts trust.Counts }
+
+func parts(provision func(t *testing.T) Device) []part {
+	once := func(name string, test func(t *testing.T, d Device)) part {
+		return part{name, []func(*testing.T, Device, *Kept){func(t *testing.T, d Device, _ *Kept) { test(t, d) }}}
+	}
+	return []part{
+		once("a new device is in update mode and empty", testNew),
+		once("slots and counter are as stored", testStore),
+		once("service mode refuses changes", testLocked),
+		once("a stale process is refused too", testStale),
+		{"the agreement key goes with Lock and comes back with a reset", []func(*testing.T, Device, *Kept){testAgreement, testAgreementBack}},
+		{"a reset opens, keeps all and is counted", []func(*testing.T, Device, *Kept){testBeforeReset, testReset}},
+		{"the counter never goes back", []func(*testing.T, Device, *Kept){testCounter(0), testCounter(1), testCounter(2), testCounter(3)}},
+		once("another nonce is refused", testNonce),
+		// The newer device answers: where there is one TPM, it is the older's grave.
+		once("another device is refused", func(t *testing.T, d Device) { testForeign(t, provision(t), d) }),
+		once("every changed byte is refused", testFlips),
+		once("many callers at once", testConcurrent),
+		once("the context ends the waiting", testContext),
+	}
+}
+
 // Run runs the suite, each part of it on a device of its own.
 func Run(t *testing.T, provision func(t *testing.T) Device) {
-	for _, c := range []struct {
-		name string
-		test func(t *testing.T, d Device)
-	}{
-		{"a new device is in update mode and empty", testNew},
-		{"slots and counter are as stored", testStore},
-		{"service mode refuses changes", testLocked},
-		{"a stale process is refused too", testStale},
-		{"the agreement key goes with Lock and comes back with a reset", testAgreement},
-		{"a reset opens, keeps all and is counted", testReset},
-		{"the counter never goes back", testCounter},
-		{"another nonce is refused", testNonce},
-		{"another device is refused", func(t *testing.T, d Device) { testForeign(t, d, provision(t)) }},
-		{"every changed byte is refused", testFlips},
-		{"many callers at once", testConcurrent},
-		{"the context ends the waiting", testContext},
-	} {
-		t.Run(c.name, func(t *testing.T) { c.test(t, provision(t)) })
+	for _, p := range parts(provision) {
+		t.Run(p.name, func(t *testing.T) {
+			d, k := provision(t), new(Kept)
+			for i, step := range p.steps {
+				if i > 0 {
+					d.Reset(t)
+				}
+				step(t, d, k)
+			}
+		})
 	}
+}
+
+// Progress is how far RunBoot has come. It outlives the process, as JSON.
+type Progress struct {
+	Part, Step int // the next to run
+	Boots      int // that have run
+	Kept       Kept
+	Identity   trust.Identity
+	Agreement  ed25519.PublicKey
+}
+
+// RunBoot runs the suite on a device whose reset is the reboot of this machine:
+// as much of it as one boot can, and returns whether another is needed. A device
+// that provision makes takes the place of the one before, and open opens it.
+func RunBoot(t *testing.T, provision func(t *testing.T) Device, open func(t *testing.T) trust.MAS, p *Progress) (more bool) {
+	p.Boots++
+	all := parts(provision)
+	for ; p.Part < len(all); p.Part, p.Step = p.Part+1, 0 {
+		steps := all[p.Part].steps
+		ok := t.Run(all[p.Part].name, func(t *testing.T) {
+			if p.Step == 0 {
+				d := provision(t)
+				p.Identity, p.Agreement, p.Kept = d.Identity, d.Agreement, Kept{}
+			}
+			steps[p.Step](t, Device{Identity: p.Identity, Agreement: p.Agreement, Open: open}, &p.Kept)
+		})
+		if p.Step++; ok && p.Step < len(steps) {
+			return true
+		}
+	}
+	return false
 }
 
 // Slots are slots with every field set, different for each i.
@@ -140,55 +194,57 @@ func testStale(t *testing.T, d Device) {
 	}
 }
 
-func testAgreement(t *testing.T, d Device) {
+func testAgreement(t *testing.T, d Device, _ *Kept) {
 	m := d.Open(t)
-	before, err := m.AgreementKey(t.Context())
-	must(t, err)
-	if !d.Agreement.Equal(before.Public()) {
-		t.Error("agreement key is not the one provisioned")
-	}
+	testAgreementBack(t, d, nil)
 	must(t, m.Lock(t.Context()))
-	_, err = d.Open(t).AgreementKey(t.Context())
+	_, err := d.Open(t).AgreementKey(t.Context())
 	wantMode(t, "agreement key", err)
-	d.Reset(t)
-	after, err := m.AgreementKey(t.Context())
+}
+
+// testAgreementBack wants the key that was provisioned.
+func testAgreementBack(t *testing.T, d Device, _ *Kept) {
+	key, err := d.Open(t).AgreementKey(t.Context())
 	must(t, err)
-	if !after.Equal(before) {
-		t.Error("agreement key differs after a reset")
+	if !d.Agreement.Equal(key.Public()) {
+		t.Error("agreement key is not the one provisioned")
 	}
 }
 
-func testReset(t *testing.T, d Device) {
+func testBeforeReset(t *testing.T, d Device, k *Kept) {
 	m := d.Open(t)
 	must(t, m.Store(t.Context(), Slots(1)))
 	must(t, m.Advance(t.Context()))
 	must(t, m.Lock(t.Context()))
-	before := look(t, d, m)
-	if again := look(t, d, m); again.Counts != before.Counts {
-		t.Errorf("counts moved without a reset: %v, %v", before.Counts, again.Counts)
+	k.Counts = look(t, d, m).Counts
+	if again := look(t, d, m); again.Counts != k.Counts {
+		t.Errorf("counts moved without a reset: %v, %v", k.Counts, again.Counts)
 	}
-	d.Reset(t)
+}
+
+func testReset(t *testing.T, d Device, k *Kept) {
+	m := d.Open(t)
 	after := look(t, d, m)
 	if after.Mode != trust.ModeUpdate || after.Slots != Slots(1) || after.Counter != 1 {
 		t.Errorf("got %+v, want update mode and all kept", after)
 	}
-	if after.Counts == before.Counts {
+	if after.Counts == k.Counts {
 		t.Errorf("reset does not show in the counts: %v", after.Counts)
 	}
 	must(t, m.Store(t.Context(), Slots(2)))
 	must(t, m.Advance(t.Context()))
 }
 
-func testCounter(t *testing.T, d Device) {
-	m := d.Open(t)
-	for want := range uint64(4) {
+// testCounter is one boot of several, in which the counter begins at want.
+func testCounter(want uint64) func(*testing.T, Device, *Kept) {
+	return func(t *testing.T, d Device, _ *Kept) {
+		m := d.Open(t)
 		if s := look(t, d, m); s.Counter != want {
 			t.Fatalf("counter: got %d, want %d", s.Counter, want)
 		}
 		must(t, m.Store(t.Context(), Slots(0))) // the same slots again wind nothing back
 		must(t, m.Advance(t.Context()))
 		must(t, m.Lock(t.Context()))
-		d.Reset(t)
 	}
 }
 
