@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"time"
 
 	"github.com/bonafide-archive/bonafide/trust/soft"
 	"github.com/bonafide-archive/bonafide/trust/tpm"
@@ -74,9 +75,14 @@ type swtpmDevice struct {
 
 func (d swtpmDevice) Reset(ctx context.Context) error { return d.s.PowerCycle(ctx) }
 
+// lockPatience is how long an swtpm may take to lock before it is taken for dead.
+const lockPatience = 5 * time.Second
+
 // Lock gives a TPM that has died its power back first: it comes up unlocked.
 func (d swtpmDevice) Lock(ctx context.Context) error {
-	err := d.m.lockMAS(ctx)
+	once, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	err := d.m.lockMAS(once)
 	if err == nil {
 		return nil
 	}

@@ -47,6 +47,7 @@ type service struct {
 
 	cleaning sync.RWMutex  // held to write while contents nobody wants are removed
 	wake     chan struct{} // the tree must be restored
+	doubts   chan struct{} // the device failed somebody
 	fatal    chan error    // the process must start anew
 	auditing sync.Mutex    // held by an audit for the operator
 	unsound  atomic.Bool   // the last audit left something damaged
@@ -92,7 +93,7 @@ func newService(ctx context.Context, c Config) (*service, error) {
 		Config: c, archive: c.Roster.ID(), statement: st, store: store, pending: pending, peers: c.peers(nil),
 		answers: make(chan struct{}, maxAnswers), uploads: make(chan struct{}, maxUploads), adds: make(chan struct{}, maxAdds),
 		asks: make(chan struct{}, maxAsks), batches: make(chan []byte, maxBatches),
-		wake: make(chan struct{}, 1), fatal: make(chan error, 1),
+		wake: make(chan struct{}, 1), doubts: make(chan struct{}, 1), fatal: make(chan error, 1),
 	}
 	for range maxBatches {
 		s.batches <- nil
@@ -150,6 +151,7 @@ func (s *service) run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { s.keep(work) })
+	wg.Go(func() { s.watchDevice(work) })
 	errs := make(chan error, 2)
 	door := newGate(s.handler(), maxRequests)
 	web, ctl := s.webServer(requests, door), s.controlServer(work)
@@ -316,6 +318,7 @@ func (s *service) attestHead(ctx context.Context, rec archive.EpochRecord, nonce
 		_, err = archive.VerifyHead(s.Roster, rec, archive.Attested{Replica: s.ID, Attestation: att}, nonce)
 	}
 	if err != nil {
+		kick(s.doubts)
 		s.Log.Error("the trusted device does not vouch for the head", "error", err)
 		return nil, wire.Errorf(wire.CodeUnavailable, "the trusted device does not vouch for the head")
 	}
