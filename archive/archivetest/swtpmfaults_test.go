@@ -74,6 +74,7 @@ type load struct {
 
 func (c *cluster) getAlways(name, want string) *load {
 	l := &load{c: c, name: name, want: want}
+	c.t.Cleanup(func() { l.stop.Store(true); l.all.Wait() })
 	for range 2 {
 		l.all.Go(func() {
 			for !l.stop.Load() {
@@ -91,6 +92,7 @@ func (l *load) get() {
 		l.right.Add(1)
 	case status == 6 && len(out) == 0:
 		l.refused.Add(1)
+	case l.c.t.Context().Err() != nil: // the test has failed, and this Get was cut off
 	default:
 		l.c.t.Errorf("under load: status %d, %q, %s", status, out, errs)
 	}
