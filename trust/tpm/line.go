@@ -95,17 +95,17 @@ func (l *line) do(ctx context.Context, f func(transport.TPM) error) error {
 		return ctx.Err()
 	}
 	if l.device != "" {
-		return l.doDevice(f)
+		return l.doDevice(ctx, f)
 	}
 	return l.doSocket(ctx, f)
 }
 
-func (l *line) doDevice(f func(transport.TPM) error) error {
+func (l *line) doDevice(ctx context.Context, f func(transport.TPM) error) error {
 	c, err := linuxtpm.Open(l.device)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f(c), c.Close())
+	return errors.Join(f(patient{ctx, c}), c.Close())
 }
 
 func (l *line) doSocket(ctx context.Context, f func(transport.TPM) error) error {
@@ -116,7 +116,7 @@ func (l *line) doSocket(ctx context.Context, f func(transport.TPM) error) error 
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	c := socket{conn}
+	c := patient{ctx, socket{conn}}
 	if err := errors.Join(unload(c, loadedSessions), unload(c, loadedObjects)); err != nil {
 		return inTime(ctx, err)
 	}
@@ -159,6 +159,43 @@ func unload(c transport.TPM, kind uint32) error {
 		}
 	}
 	return nil
+}
+
+// A patient TPM is asked again as long as it says that it has not begun: it tests
+// itself, is busy, or spares its non-volatile memory (Part 2, 6.6.3: such a command
+// may be sent again as it is).
+type patient struct {
+	ctx context.Context // ends the asking
+	transport.TPM
+}
+
+const longestPause = time.Second // between two times that a TPM is asked
+
+// Send implements transport.TPM.
+func (p patient) Send(command []byte) ([]byte, error) {
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, longestPause) {
+		rsp, err := p.TPM.Send(command)
+		if err != nil || !again(rsp) {
+			return rsp, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-p.ctx.Done():
+			return nil, p.ctx.Err()
+		}
+	}
+}
+
+// again says whether a response means that the command was not begun.
+func again(rsp []byte) bool {
+	if len(rsp) < headerSize {
+		return false
+	}
+	switch tpm2.TPMRC(binary.BigEndian.Uint32(rsp[6:])) {
+	case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting, tpm2.TPMRCNVRate:
+		return true
+	}
+	return false
 }
 
 // A socket sends one command at a time over a stream.
