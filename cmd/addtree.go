@@ -5,14 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"slices"
-	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/client"
@@ -50,37 +42,32 @@ func (a *app) addTree(ctx context.Context, arg, dir string) error {
 		return err
 	}
 	defer c.Close()
-	w := &walk{a: a, dir: dir, prefix: prefix, sum: addedTree{Type: "summary"}}
-	if err := w.run(ctx); err != nil {
+	sum := &addedTree{Type: "summary"}
+	w := a.walk(prefix, func(path string, n archive.Name, err error) { sum.fail(a, path, n, err) })
+	if err := w.run(ctx, dir); err != nil {
 		return err
 	}
+	var items []client.Item
+	for _, f := range w.files {
+		items = append(items, client.Item{Name: f.name, Open: f.open})
+	}
 	c.Progress = a.treeProgress("add "+dir, w.bytes)
-	res, err := c.AddEach(ctx, w.items, func(o client.Outcome) { w.sum.take(a, o) })
+	res, err := c.AddEach(ctx, items, func(o client.Outcome) { sum.take(a, o) })
 	for id, err := range res.Failed {
 		a.warn("replica %d did not acknowledge all: %v", id, err)
 	}
-	if err = errors.Join(err, w.sum.errFile); err != nil {
-		return w.unfinished(err)
+	if err = errors.Join(err, sum.errFile); err != nil {
+		return sum.unfinished(uint64(len(items))+w.skipped, err)
 	}
-	if err := a.summary(w.sum, res); err != nil {
+	if err := a.summary(*sum, res); err != nil {
 		return err
 	}
-	return w.sum.verdict()
+	return sum.verdict()
 }
 
-// parsePrefix checks the name that stands before those of the files; empty,
-// there is none.
-func (a *app) parsePrefix(arg string) (archive.Name, error) {
-	arg = strings.TrimSuffix(arg, "/")
-	if arg == "" {
-		return "", nil
-	}
-	return a.parseName(arg)
-}
-
-// unfinished says what is left to do.
-func (w *walk) unfinished(err error) error {
-	n := uint64(len(w.items)) - min(uint64(len(w.items)), w.sum.Added+w.sum.Failed-w.skipped)
+// unfinished says what is left to do of so many files.
+func (s *addedTree) unfinished(n uint64, err error) error {
+	n -= min(n, s.Added+s.Failed)
 	err = fmt.Errorf("%s not added: %w", count(n, "file"), err)
 	if hintOf(err) != "" || adviceOn(err) != "" {
 		return err
@@ -137,117 +124,4 @@ func (s *addedTree) fail(a *app, file string, n archive.Name, err error) {
 		return
 	}
 	a.warn("%s: %v", quote(subject), err)
-}
-
-// walk finds the files of a directory.
-type walk struct {
-	a       *app
-	dir     string
-	prefix  archive.Name
-	items   []client.Item
-	bytes   uint64
-	skipped uint64 // found, and no item
-	sum     addedTree
-}
-
-func (w *walk) run(ctx context.Context) error {
-	fi, err := os.Stat(w.dir)
-	switch {
-	case err != nil:
-		return err
-	case !fi.IsDir():
-		return usagef("%s is not a directory", quote(w.dir))
-	}
-	root := filepath.Clean(w.dir) + string(filepath.Separator) // through a link to it
-	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err == nil {
-			err = w.find(path, d)
-		}
-		if err != nil {
-			w.skip(path, err)
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	w.dropTwins()
-	return nil
-}
-
-func (w *walk) skip(path string, err error) {
-	w.skipped++
-	var at *fs.PathError
-	if errors.As(err, &at) {
-		err = at.Err // the path stands before it
-	}
-	w.sum.fail(w.a, path, "", err)
-}
-
-// find makes an item of a file.
-func (w *walk) find(path string, d fs.DirEntry) error {
-	switch {
-	case d.IsDir():
-		return nil
-	case !d.Type().IsRegular():
-		return errors.New("not a regular file")
-	}
-	rel, err := filepath.Rel(w.dir, path)
-	if err != nil {
-		return err
-	}
-	if w.prefix != "" {
-		rel = string(w.prefix) + "/" + rel
-	}
-	n, changed := archive.NormalizeName(rel)
-	if err := n.Check(); err != nil {
-		return err
-	}
-	if changed {
-		w.a.say("%s: taken in Unicode normalisation form C", quote(n))
-	}
-	if fi, err := d.Info(); err == nil {
-		w.bytes += uint64(fi.Size())
-	}
-	w.items = append(w.items, client.Item{Name: n, Open: func() (io.ReadCloser, error) { return openRegular(path) }})
-	return nil
-}
-
-// openRegular opens a file that was regular when it was found.
-func openRegular(path string) (io.ReadCloser, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0) // not a pipe that nobody writes
-	if err != nil {
-		return nil, err
-	}
-	fi, err := f.Stat()
-	if err == nil && !fi.Mode().IsRegular() {
-		err = errors.New("not a regular file any more")
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
-}
-
-// dropTwins leaves out files whose names are the same once they are normalised:
-// which of them is meant nobody can say.
-func (w *walk) dropTwins() {
-	slices.SortStableFunc(w.items, func(a, b client.Item) int { return cmp.Compare(a.Name, b.Name) })
-	twin := func(i int) bool {
-		return i > 0 && w.items[i-1].Name == w.items[i].Name || i+1 < len(w.items) && w.items[i+1].Name == w.items[i].Name
-	}
-	var keep []client.Item
-	for i, it := range w.items {
-		if twin(i) {
-			w.skipped++
-			w.sum.fail(w.a, "", it.Name, errors.New("the name of several files in normalisation form C"))
-			continue
-		}
-		keep = append(keep, it)
-	}
-	w.items = keep
 }

@@ -13,16 +13,19 @@ import (
 
 // progress shows how far uploads and downloads are, on a terminal only.
 func (a *app) progress() func(client.Progress) {
-	if a.quiet || a.json || !isTerminal(a.err) {
+	if !a.shows() {
 		return nil
 	}
 	return (&bars{a: a}).show
 }
 
+// shows reports whether progress is shown.
+func (a *app) shows() bool { return !a.quiet && !a.json && isTerminal(a.err) }
+
 // treeProgress shows how much of a directory has been read, on a terminal only.
 // Reading waits for the replicas, so that it says how far all is.
 func (a *app) treeProgress(what string, total uint64) func(client.Progress) {
-	if a.quiet || a.json || !isTerminal(a.err) || total == 0 {
+	if !a.shows() || total == 0 {
 		return nil
 	}
 	bar := a.bar(plain(what), total)
