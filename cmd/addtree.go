@@ -44,6 +44,7 @@ func (a *app) addTree(ctx context.Context, arg, dir string) error {
 	defer c.Close()
 	sum := &addedTree{Type: "summary"}
 	w := a.walk(prefix, func(path string, n archive.Name, err error) { sum.fail(a, path, n, err) })
+	w.sizes = a.shows()
 	if err := w.run(ctx, dir); err != nil {
 		return err
 	}

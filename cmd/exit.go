@@ -72,6 +72,12 @@ func usagef(format string, args ...any) error {
 	return withStatus(exitUsage, fmt.Errorf(format, args...))
 }
 
+// silentError is told by the exit status alone.
+type silentError struct{ err error }
+
+func (e *silentError) Error() string { return e.err.Error() }
+func (e *silentError) Unwrap() error { return e.err }
+
 // hintError carries what to do next.
 type hintError struct {
 	err  error

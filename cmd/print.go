@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -66,7 +67,7 @@ func (p *printer) warn(format string, args ...any) {
 // fail prints the error and its hint and returns the exit status.
 func (p *printer) fail(err error) int {
 	status := exitStatus(err)
-	if err == nil {
+	if err == nil || errors.As(err, new(*silentError)) {
 		return status
 	}
 	hint := hintOf(err)

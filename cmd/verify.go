@@ -4,42 +4,119 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/bonafide-archive/bonafide/archive"
 )
 
+// verifying is how verify was asked.
+type verifying struct {
+	recursive bool
+	sums      string
+	receipts  []string
+	status    bool // print nothing of what was compared
+	ignore    bool // what is missing here
+}
+
 func (a *app) verifyCommand() *cobra.Command {
-	var receipt string
+	var v verifying
 	c := &cobra.Command{
-		Use:   "verify NAME FILE | --receipt RECEIPT [FILE]",
-		Short: "Check a file against the archive, or a receipt offline",
+		Use:   "verify NAME FILE | -r DIR [PREFIX] | -c SUMS [PREFIX] | --receipt RECEIPT... [FILE...]",
+		Short: "Check files against the archive, or receipts offline",
 		Long: `Check that a file is what a name is bound to: verify NAME FILE asks the archive.
+
+verify -r DIR PREFIX checks all files below a directory that add -r PREFIX DIR has
+added, by one listing of the names below PREFIX (without one, of all), proven
+complete. It prints a line for each in the style of sha256sum -c:
+
+    OK       what the name is bound to
+    FAILED   other content than that, or a file that cannot be read
+    MISSING  bound in the archive, and no such file here
+    UNKNOWN  a file here, and proven absent from the archive
+
+verify -c SUMS does so for the files that a list names, as sha256sum writes it or
+as the manifest-sha256.txt of a BagIt bag; their names are PREFIX, a slash and the
+path in the list. A file is OK only if it, the list and the archive agree. Paths
+are relative to the working directory, those of a manifest to its bag.
+
 verify --receipt RECEIPT checks a receipt, and with FILE that the file is what
-the receipt is about. That needs no network, only the archive's first roster.`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if receipt != "" && len(args) > 1 || receipt == "" && len(args) != 2 {
-				return errors.New("want NAME FILE, or --receipt RECEIPT [FILE]")
-			}
-			return nil
-		},
-		RunE: func(c *cobra.Command, args []string) error {
-			if receipt == "" {
-				return about("verify", args[0], a.verify(c.Context(), args[0], args[1]))
-			}
-			return about("verify", receipt, a.verifyReceipt(c.Context(), receipt, args))
-		},
+the receipt is about: one FILE for all receipts, or one for each in their order.
+That needs no network, only the archive's first roster.
+
+Ends with status 0 only if there was something to check and all of it is right.
+Otherwise the first of these that fits: 5 if a content is another than was bound;
+1 if a file cannot be read; 7 if newer names may be missing from the listing, 6 if
+it could not be had; 4 if a file is not in the archive, or no name begins with
+PREFIX; 3 if files are missing here. With --quiet, lines that say OK are left out;
+with --status all are, and nothing but the status tells.`,
+		Example: `  bonafide verify notes/a.txt a.txt
+  bonafide verify -r ~/Pictures/2026 photos/2026
+  bonafide verify -r -q . site || mail -s 'files changed' root </dev/null
+  bonafide verify -c SHA256SUMS releases/1.2
+  bonafide verify -c bag/manifest-sha256.txt deposits/17
+  bonafide verify --receipt a.receipt --receipt b.receipt a.txt b.txt`,
+		Args: func(_ *cobra.Command, args []string) error { return v.check(len(args)) },
+		RunE: func(c *cobra.Command, args []string) error { return a.verifyBy(c.Context(), v, args) },
 	}
 	clientFlags(c)
-	c.Flags().StringVar(&receipt, "receipt", "", "`file` with the receipt to check, offline")
+	f := c.Flags()
+	f.BoolVarP(&v.recursive, "recursive", "r", false, "check the files below a directory")
+	f.StringVarP(&v.sums, "check", "c", "", "`file` with the digests and paths to check, - for stdin")
+	f.StringArrayVar(&v.receipts, "receipt", nil, "`file` with a receipt to check, offline; can be given again")
+	f.BoolVar(&v.status, "status", false, "print nothing of what was checked; the exit status tells")
+	f.BoolVar(&v.ignore, "ignore-missing", false, "pass over files that are missing here")
+	c.MarkFlagsMutuallyExclusive("recursive", "check", "receipt")
+	c.MarkFlagsMutuallyExclusive("receipt", "ignore-missing")
 	return c
 }
 
-func (a *app) verify(ctx context.Context, arg, file string) error {
+// check checks how many arguments there are.
+func (v verifying) check(args int) error {
+	switch n := len(v.receipts); {
+	case v.recursive, v.sums != "":
+		if v.recursive && args != 1 && args != 2 || !v.recursive && args > 1 {
+			return errors.New("want -r DIR [PREFIX] or -c SUMS [PREFIX]")
+		}
+	case n > 0:
+		if args > 1 && args != n {
+			return errors.New("want no FILE, one for all receipts or one for each")
+		}
+	case args != 2:
+		return errors.New("want NAME FILE, -r DIR, -c SUMS or --receipt RECEIPT")
+	}
+	return nil
+}
+
+func (a *app) verifyBy(ctx context.Context, v verifying, args []string) error {
+	switch {
+	case v.recursive:
+		return about("verify -r", args[0], a.verifyTree(ctx, v, args[0], argOr(args, 1, "")))
+	case v.sums != "":
+		return about("verify -c", v.sums, a.verifySums(ctx, v, argOr(args, 0, "")))
+	case len(v.receipts) > 0:
+		return a.verifyReceipts(ctx, v, args)
+	}
+	return about("verify", args[0], v.silence(a.verify(ctx, v, args[0], args[1])))
+}
+
+// argOr returns argument i, or what stands for it if there is none.
+func argOr(args []string, i int, otherwise string) string {
+	if i < len(args) {
+		return args[i]
+	}
+	return otherwise
+}
+
+// silence keeps what is wrong with a content from being printed, if asked to.
+func (v verifying) silence(err error) error {
+	if s := exitStatus(err); v.status && (s == exitIntegrity || s == exitAbsent) {
+		return &silentError{err}
+	}
+	return err
+}
+
+func (a *app) verify(ctx context.Context, v verifying, arg, file string) error {
 	n, err := a.parseName(arg)
 	if err != nil {
 		return err
@@ -61,6 +138,9 @@ func (a *app) verify(ctx context.Context, arg, file string) error {
 		return err
 	}
 	a.tell(r)
+	if v.status {
+		return nil
+	}
 	m := gotOf(r)
 	m.Type = "verified"
 	return a.result(m, "%s  %s: as bound in epoch %d, proven as of epoch %d of %s; MAS profile %s",
@@ -68,98 +148,24 @@ func (a *app) verify(ctx context.Context, arg, file string) error {
 }
 
 // describe hashes a file or stdin.
-func (a *app) describe(ctx context.Context, file string) (archive.Content, error) {
+func (a *app) describe(ctx context.Context, file string) (hashed, error) {
 	open, end, err := a.source(ctx, file)
 	if err != nil {
-		return archive.Content{}, err
+		return hashed{}, err
 	}
 	defer end()
 	r, err := open()
 	if err != nil {
-		return archive.Content{}, err
+		return hashed{}, err
 	}
 	defer r.Close()
-	h := archive.NewContentHasher()
-	if _, err := io.Copy(h, &stoppable{ctx, r}); err != nil {
-		return archive.Content{}, err
-	}
-	return h.Content(), nil
+	return hashOf(ctx, r)
 }
 
-// stoppable is a reader that ends with its context.
-type stoppable struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (s *stoppable) Read(p []byte) (int, error) {
-	if err := s.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return s.r.Read(p)
-}
-
-func same(want, have archive.Content, file string) error {
-	if want == have {
+func same(want archive.Content, have hashed, file string) error {
+	if have.of(want) {
 		return nil
 	}
 	return withHint(fmt.Errorf("%w: %s has sha256 %s, the name is bound to %s", archive.ErrIntegrity, quote(file), have.Digest, want.Digest),
 		"the file is not what was added under this name")
-}
-
-// checked is what verify prints of a receipt.
-type checked struct {
-	Type    string         `json:"message_type"`
-	Name    archive.Name   `json:"name"`
-	Digest  archive.Digest `json:"sha256"`
-	Size    uint64         `json:"size"`
-	Bound   archive.Epoch  `json:"bound"`
-	Epoch   archive.Epoch  `json:"epoch"`
-	Time    time.Time      `json:"time"`
-	Archive archive.Digest `json:"archive"`
-	MAS     string         `json:"mas"`
-	File    string         `json:"file,omitempty"`
-}
-
-func (a *app) verifyReceipt(ctx context.Context, receipt string, files []string) error {
-	r, err := a.roster()
-	if err != nil {
-		return err
-	}
-	b, err := readFile(receipt, archive.MaxReceipt)
-	if err != nil {
-		return unreadable(err)
-	}
-	rc, err := archive.ParseReceipt(b)
-	if err != nil {
-		return err
-	}
-	entry, rec, err := rc.Verify(r)
-	if err != nil {
-		return err
-	}
-	m := checked{
-		Type: "receipt", Name: rc.Name, Digest: entry.Digest, Size: entry.Size, Bound: entry.Epoch,
-		Epoch: rec.Epoch, Time: rec.Time, Archive: rec.Archive, MAS: string(r.Profile()),
-	}
-	for _, file := range files {
-		have, err := a.describe(ctx, file)
-		if err != nil {
-			return err
-		}
-		if err := same(entry.Content, have, file); err != nil {
-			return err
-		}
-		m.File = file
-	}
-	return a.result(m, "%s  %s: bound in epoch %d, proven as of epoch %d of %s, by archive %s; MAS profile %s",
-		m.Digest, quote(m.Name), m.Bound, m.Epoch, clock(m.Time), m.Archive, m.MAS)
-}
-
-// unreadable gives a file that was named but is not there its status.
-func unreadable(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return withStatus(exitUsage, err)
-	}
-	return err
 }

@@ -40,7 +40,7 @@ type walk struct {
 
 // walk makes a walk that finds nothing yet.
 func (a *app) walk(prefix archive.Name, skip func(path string, n archive.Name, err error)) *walk {
-	return &walk{prefix: prefix, skip: skip, sizes: a.shows(), renamed: func(n archive.Name) {
+	return &walk{prefix: prefix, skip: skip, renamed: func(n archive.Name) {
 		a.say("%s: taken in Unicode normalisation form C", quote(n))
 	}}
 }
@@ -89,8 +89,10 @@ func pathless(err error) error {
 	return err
 }
 
-// errIrregular is of links, pipes, sockets and devices.
-var errIrregular = errors.New("not a regular file")
+var (
+	errIrregular = errors.New("not a regular file") // but a link, pipe, socket or device
+	errTwin      = errors.New("the name of several files in normalisation form C")
+)
 
 func (w *walk) find(dir, path string, d fs.DirEntry) error {
 	switch {
@@ -165,7 +167,7 @@ func (w *walk) dropTwins() {
 	w.files = nil
 	for i, f := range all {
 		if twin(i) {
-			w.pass("", f.name, errors.New("the name of several files in normalisation form C"))
+			w.pass("", f.name, errTwin)
 			continue
 		}
 		w.files = append(w.files, f)
