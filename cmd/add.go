@@ -83,7 +83,12 @@ func (a *app) add(ctx context.Context, arg, file string, wait bool, receipt stri
 		return err
 	}
 	defer end()
-	res, err := c.Add(ctx, []client.Item{{Name: n, Open: open}})
+	return a.addItem(ctx, c, client.Item{Name: n, Open: open}, wait, receipt)
+}
+
+// addItem adds one name, and stays until it is bound if asked to.
+func (a *app) addItem(ctx context.Context, c *client.Client, it client.Item, wait bool, receipt string) error {
+	res, err := c.Add(ctx, []client.Item{it})
 	if err != nil {
 		return err
 	}

@@ -138,7 +138,7 @@ func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
 		a.serveCommand(), a.addCommand(), a.getCommand(), a.updateCommand(), a.verifyCommand(),
 		a.auditCommand(), a.lsCommand(), a.statusCommand(), a.serviceCommand(),
-		a.initCommand(), a.tourCommand(), a.versionCommand(),
+		a.guardCommand(), a.initCommand(), a.tourCommand(), a.versionCommand(),
 	}
 }
 

@@ -98,18 +98,28 @@ func (b *portBlocks) take() int {
 	}
 }
 
+// needs are the conditions of scripts: the programs that must be here, and the
+// variable that says that they are.
+var needs = map[string]struct {
+	tools    []string
+	required string
+}{
+	"swtpm":  {[]string{"swtpm"}, "BONAFIDE_REQUIRE_SWTPM"},
+	"tools":  {[]string{"swtpm", "tpm2_clear"}, "BONAFIDE_REQUIRE_SWTPM"},
+	"maker":  {[]string{"swtpm", "swtpm_setup", "swtpm_localca", "certtool"}, "BONAFIDE_REQUIRE_SWTPM"}, // a maker of TPMs, with its CA
+	"restic": {[]string{"restic"}, "BONAFIDE_REQUIRE_GUARDED"},
+	"borg":   {[]string{"borg"}, "BONAFIDE_REQUIRE_GUARDED"},
+	"git":    {[]string{"git"}, "BONAFIDE_REQUIRE_GUARDED"},
+}
+
 func scriptCondition(cond string) (bool, error) {
-	tools, known := map[string][]string{
-		"swtpm": {"swtpm"},
-		"tools": {"swtpm", "tpm2_clear"},
-		"maker": {"swtpm", "swtpm_setup", "swtpm_localca", "certtool"}, // a maker of TPMs, with its CA
-	}[cond]
+	need, known := needs[cond]
 	if !known {
 		return false, fmt.Errorf("unknown condition %q", cond)
 	}
-	for _, tool := range tools {
+	for _, tool := range need.tools {
 		_, err := exec.LookPath(tool)
-		if err != nil && os.Getenv("BONAFIDE_REQUIRE_SWTPM") != "" {
+		if err != nil && os.Getenv(need.required) != "" {
 			return false, fmt.Errorf("%s must be here: %w", tool, err)
 		}
 		if err != nil {

@@ -31,7 +31,8 @@ type walk struct {
 	sizes   bool         // whether bytes is asked for, which costs a system call a file
 	renamed func(archive.Name)
 	// skip is told of what is found and cannot be named, or is no regular file.
-	skip func(path string, n archive.Name, err error)
+	skip     func(path string, n archive.Name, err error)
+	nameless bool // files need no name that an archive takes, but stand for their paths
 
 	files   []found // by name, each name once
 	bytes   uint64
@@ -104,6 +105,10 @@ func (w *walk) find(dir, path string, d fs.DirEntry) error {
 	rel, err := filepath.Rel(dir, path)
 	if err != nil {
 		return err
+	}
+	if w.nameless {
+		w.files = append(w.files, found{archive.Name(rel), path})
+		return nil
 	}
 	n, changed := archive.NormalizeName(string(below(w.prefix, rel)))
 	if err := n.Check(); err != nil {
