@@ -59,6 +59,7 @@ var modules = map[string][]string{
 	"github.com/spf13/viper":            {"cmd"},
 	"github.com/schollz/progressbar":    {"cmd"},
 	"golang.org/x/term":                 {"cmd"},
+	"github.com/bmatcuk/doublestar":     {"cmd"},
 	"github.com/cometbft":               {"consensus"},
 	"github.com/google/go-tpm":          {"trust/tpm"},
 	"go.etcd.io/bbolt":                  {"tree/boltstore", "archive/replica"},

@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -15,11 +16,18 @@ import (
 	"github.com/bonafide-archive/bonafide/archive/wire"
 )
 
+// adding is how add was asked.
+type adding struct {
+	recursive, wait, dry, null bool
+	receipt, prefix, pathsFrom string
+	byPath                     bool // files are named by the paths they are given by
+	excluding
+}
+
 func (a *app) addCommand() *cobra.Command {
-	var wait, recursive bool
-	var receipt string
+	var g adding
 	c := &cobra.Command{
-		Use:   "add [-r] NAME FILE|DIR|-",
+		Use:   "add NAME FILE|- | -r NAME DIR | [-r] --prefix PREFIX PATH... | [-r] --paths-from FILE|-",
 		Short: "Bind a name to a file's content, for ever",
 		Long: `Upload a file, or what comes on stdin, to all replicas and submit its name. Done
 when 2f+1 replicas have acknowledged it: the name is then pending, and the next
@@ -29,30 +37,75 @@ With --wait, stay until the name is bound and keep the receipt, which proves the
 binding offline. Running it again is safe.
 
 With -r, add all regular files below a directory, each under NAME, a slash and
-its path there; if NAME is empty, under its path alone. What is not a regular
-file is left out and reported, and so are files that cannot be read, change
-while they are read, or whose names are not valid, the same as another's once
-normalised, or bound to other content. The others are added, and the exit status
-is 3; if one file was left out and none added, that of what kept it out. If one
-name is outside the prefixes that the writer may write, nothing is added.
-Running it again uploads nothing twice: it goes on where it was interrupted.`,
+its path there; if NAME is empty, under its path alone. With --prefix, add files,
+or with -r directories too, each under PREFIX, a slash and the path as it is given,
+without a slash before it; --paths-from takes the paths from a file, one a line.
+
+Hidden files are files like others. What is not a regular file, such as links,
+pipes, sockets and devices, is left out and reported, and so are files that cannot
+be read, change while they are read, or whose names are not valid, the same as
+another's once normalised, or bound to other content. The others are added, and
+the exit status is 3; if one file was left out and none added, that of what kept
+it out. If one name is outside the prefixes that the writer may write, nothing is
+added. Running it again uploads nothing twice: it goes on where it was interrupted.
+
+--exclude leaves out what a pattern of gitignore(5) matches below a directory, and
+does not report it: *.o any such name, /build that of the directory itself, tmp/
+directories alone, !keep.o takes back what a pattern before it left out. Sets as
+[[:alpha:]] are not understood. Patterns of --exclude-from come before all others.
+
+--dry-run reads all files and says what would come of them, and adds nothing. What
+is pending counts as new.`,
 		Example: `  bonafide add notes/a.txt a.txt --wait
-  bonafide add -r photos/2026 ~/Pictures/2026`,
-		Args: cobra.ExactArgs(2),
-		RunE: func(c *cobra.Command, args []string) error {
-			if recursive {
-				return about("add -r", args[1], a.addTree(c.Context(), args[0], args[1]))
-			}
-			return about("add", args[0], a.add(c.Context(), args[0], args[1], wait || receipt != "", receipt))
+  bonafide add -r photos/2026 ~/Pictures/2026 --exclude '.*' --exclude '*.tmp'
+  bonafide add --prefix releases/1.2 *.tar.gz SHA256SUMS
+  find . -name '*.log' -mtime +1 -print0 | bonafide add --paths-from - -0 --prefix logs`,
+		Args: func(c *cobra.Command, args []string) error {
+			g.byPath = c.Flags().Changed("prefix") || g.pathsFrom != ""
+			return g.check(len(args))
 		},
+		RunE: func(c *cobra.Command, args []string) error { return a.addBy(c.Context(), g, args) },
 	}
 	clientFlags(c)
-	c.Flags().BoolVarP(&recursive, "recursive", "r", false, "add the files below a directory")
-	c.Flags().BoolVar(&wait, "wait", false, "wait until the name is bound")
-	c.Flags().StringVar(&receipt, "receipt", "", "`file` for the receipt; implies --wait (default: kept in the state directory)")
-	c.MarkFlagsMutuallyExclusive("recursive", "wait")
-	c.MarkFlagsMutuallyExclusive("recursive", "receipt")
+	f := c.Flags()
+	f.BoolVarP(&g.recursive, "recursive", "r", false, "add the files below a directory")
+	f.StringVar(&g.prefix, "prefix", "", "add files by their paths, below this `name`")
+	f.StringVar(&g.pathsFrom, "paths-from", "", "add the files whose paths are in this `file`, - for stdin")
+	f.BoolVarP(&g.null, "null", "0", false, "those paths end with NUL, as of find -print0")
+	f.BoolVarP(&g.dry, "dry-run", "n", false, "add nothing, and say what would be added")
+	f.BoolVar(&g.wait, "wait", false, "wait until the name is bound")
+	f.StringVar(&g.receipt, "receipt", "", "`file` for the receipt; implies --wait (default: kept in the state directory)")
+	g.excluding.flags(c)
+	for _, many := range []string{"recursive", "prefix", "paths-from", "dry-run"} {
+		c.MarkFlagsMutuallyExclusive(many, "wait")
+		c.MarkFlagsMutuallyExclusive(many, "receipt")
+	}
 	return c
+}
+
+// check checks how many arguments there are.
+func (g adding) check(args int) error {
+	switch {
+	case g.pathsFrom != "" && args > 0:
+		return errors.New("want no PATH with --paths-from")
+	case g.null && g.pathsFrom == "":
+		return errors.New("--null is of --paths-from")
+	case g.byPath && g.pathsFrom == "" && args == 0:
+		return errors.New("want PATH")
+	case !g.byPath && args != 2:
+		return errors.New("want NAME FILE, -r NAME DIR or --prefix PREFIX PATH")
+	}
+	return nil
+}
+
+func (a *app) addBy(ctx context.Context, g adding, args []string) error {
+	switch {
+	case g.byPath:
+		return about("add", argOr(args, 0, ""), a.addPaths(ctx, g, args))
+	case g.recursive:
+		return about("add -r", args[1], a.addTree(ctx, g, args[0], args[1]))
+	}
+	return about("add", args[0], a.add(ctx, g, args[0], args[1]))
 }
 
 // added is what add prints.
@@ -68,7 +121,7 @@ type added struct {
 	Receipt string         `json:"receipt,omitempty"`
 }
 
-func (a *app) add(ctx context.Context, arg, file string, wait bool, receipt string) error {
+func (a *app) add(ctx context.Context, g adding, arg, file string) error {
 	n, err := a.parseName(arg)
 	if err != nil {
 		return err
@@ -83,7 +136,11 @@ func (a *app) add(ctx context.Context, arg, file string, wait bool, receipt stri
 		return err
 	}
 	defer end()
-	return a.addItem(ctx, c, client.Item{Name: n, Open: open}, wait, receipt)
+	it := client.Item{Name: n, Open: open}
+	if g.dry {
+		return a.addItems(ctx, c, []client.Item{it}, 0, &addedTree{Type: "summary", DryRun: true})
+	}
+	return a.addItem(ctx, c, it, g.wait || g.receipt != "", g.receipt)
 }
 
 // addItem adds one name, and stays until it is bound if asked to.

@@ -18,6 +18,7 @@ type addedTree struct {
 	Bound   uint64 `json:"bound"`  // of those, what was bound already
 	Bytes   uint64 `json:"bytes"`  // of those
 	Failed  uint64 `json:"failed"` // not added
+	DryRun  bool   `json:"dry_run,omitempty"`
 	only    error  // why the last of those was not
 	errFile error  // what kept results from being printed
 }
@@ -31,8 +32,24 @@ type notAdded struct {
 	Detail string       `json:"detail"`
 }
 
-// addTree adds the regular files below dir, each under prefix and its path.
-func (a *app) addTree(ctx context.Context, arg, dir string) error {
+// addTree adds the regular files below dir, each under a prefix and its path there.
+func (a *app) addTree(ctx context.Context, g adding, arg, dir string) error {
+	return a.addFound(ctx, g, arg, dir, func(w *walk) error { return w.run(ctx, dir) })
+}
+
+// addPaths adds files, each under a prefix and its path.
+func (a *app) addPaths(ctx context.Context, g adding, paths []string) error {
+	if g.pathsFrom != "" {
+		var err error
+		if paths, err = a.loadPaths(g.pathsFrom, g.null); err != nil {
+			return err
+		}
+	}
+	return a.addFound(ctx, g, g.prefix, argOr(paths, 0, ""), func(w *walk) error { return w.paths(ctx, paths, g.recursive) })
+}
+
+// addFound adds what find finds.
+func (a *app) addFound(ctx context.Context, g adding, arg, what string, find func(*walk) error) error {
 	prefix, err := a.parsePrefix(arg)
 	if err != nil {
 		return err
@@ -42,23 +59,38 @@ func (a *app) addTree(ctx context.Context, arg, dir string) error {
 		return err
 	}
 	defer c.Close()
-	sum := &addedTree{Type: "summary"}
+	sum := &addedTree{Type: "summary", DryRun: g.dry}
 	w := a.walk(prefix, func(path string, n archive.Name, err error) { sum.fail(a, path, n, err) })
 	w.sizes = a.shows()
-	if err := w.run(ctx, dir); err != nil {
+	if w.exclude, err = g.excludes(); err != nil {
+		return err
+	}
+	if err := find(w); err != nil {
 		return err
 	}
 	var items []client.Item
 	for _, f := range w.files {
 		items = append(items, client.Item{Name: f.name, Open: f.open})
 	}
-	c.Progress = a.treeProgress("add "+dir, w.bytes)
-	res, err := c.AddEach(ctx, items, func(o client.Outcome) { sum.take(a, o) })
+	c.Progress = a.treeProgress("add "+what, w.bytes)
+	return a.addItems(ctx, c, items, w.skipped, sum)
+}
+
+// addItems adds items, or says what would come of it, after so many files were
+// passed over.
+func (a *app) addItems(ctx context.Context, c *client.Client, items []client.Item, skipped uint64, sum *addedTree) error {
+	add := c.AddEach
+	if sum.DryRun {
+		add = func(ctx context.Context, items []client.Item, each func(client.Outcome)) (client.AddResult, error) {
+			return client.AddResult{}, dryRun(ctx, c, items, each)
+		}
+	}
+	res, err := add(ctx, items, func(o client.Outcome) { sum.take(a, o) })
 	for id, err := range res.Failed {
 		a.warn("replica %d did not acknowledge all: %v", id, err)
 	}
 	if err = errors.Join(err, sum.errFile); err != nil {
-		return sum.unfinished(uint64(len(items))+w.skipped, err)
+		return sum.unfinished(uint64(len(items))+skipped, err)
 	}
 	if err := a.summary(*sum, res); err != nil {
 		return err
@@ -79,6 +111,10 @@ func (s *addedTree) unfinished(n uint64, err error) error {
 func (a *app) summary(s addedTree, res client.AddResult) error {
 	if res.Status == wire.AckPending && s.Added > s.Bound {
 		a.say("%s pending; the next update phase is due at %s", count(s.Added-s.Bound, "name"), clock(res.Due))
+	}
+	if s.DryRun {
+		a.say("%s would be added, %d bound already, %d not; nothing was added", count(s.Added-s.Bound, "file"), s.Bound, s.Failed)
+		return a.message(s)
 	}
 	a.say("%s added, %d bound already, %d not; %d bytes", count(s.Added, "file"), s.Bound, s.Failed, s.Bytes)
 	return a.message(s)

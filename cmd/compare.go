@@ -128,6 +128,13 @@ func (t *tally) add(c *comparison) error {
 	return t.a.result(c, "%s", text)
 }
 
+// compare runs what feed yields, at most n comparisons, and adds them in order.
+func (t *tally) compare(ctx context.Context, n int, feed func(yield func(*comparison)) error) error {
+	return inOrder(n, feed, func(c *comparison) { c.run(ctx) }, func(c *comparison) error {
+		return errors.Join(ctx.Err(), t.add(c))
+	})
+}
+
 func (t *tally) addAll(cs []*comparison) (err error) {
 	for _, c := range cs {
 		err = cmp.Or(err, t.add(c))

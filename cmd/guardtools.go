@@ -212,16 +212,14 @@ func hashAll(ctx context.Context, dir string, files []found) (all []guarded, err
 		sum  hashed
 		err  error
 	}
-	feed := func(yield func(*one)) error {
-		for _, f := range files {
-			yield(&one{path: f.path})
-		}
-		return nil
+	each := make([]*one, len(files))
+	for i, f := range files {
+		each[i] = &one{path: f.path}
 	}
-	err = inOrder(len(files), feed, func(o *one) { o.sum, o.err = hashFile(ctx, o.path) }, func(o *one) error {
+	err = inOrder(len(each), eachOf(each), func(o *one) { o.sum, o.err = hashFile(ctx, o.path) }, func(o *one) error {
 		rel, err := filepath.Rel(dir, o.path)
 		all = append(all, guarded{o.sum.Digest.String(), rel})
-		return errors.Join(o.err, err)
+		return errors.Join(ctx.Err(), o.err, err)
 	})
 	return all, err
 }

@@ -80,6 +80,16 @@ func inOrder[T any](n int, feed func(yield func(T)) error, work func(T), done fu
 	return cmp.Or(failed, <-fed)
 }
 
+// eachOf feeds inOrder what is known from the start.
+func eachOf[T any](all []T) func(yield func(T)) error {
+	return func(yield func(T)) error {
+		for _, what := range all {
+			yield(what)
+		}
+		return nil
+	}
+}
+
 // ordered is things on their way through inOrder.
 type ordered[T any] struct {
 	todo, order chan job[T]

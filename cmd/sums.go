@@ -144,22 +144,18 @@ func (a *app) verifySums(ctx context.Context, v verifying, arg string) error {
 // compareSums compares each line with the entry of its name. That a name is
 // unknown it says only if the archive's word on that is current.
 func (t *tally) compareSums(ctx context.Context, lines []sumLine, base string, names map[archive.Name]*archive.Entry, current bool) error {
-	feed := func(yield func(*comparison)) error {
-		for _, l := range lines {
-			path := filepath.Join(base, l.path)
-			if e := names[l.name]; e != nil {
-				c := against(path, l.name, *e)
-				c.listed = &l.digest
-				yield(c)
-			} else if current {
-				yield(unknown(path, l.name))
-			}
+	var all []*comparison
+	for _, l := range lines {
+		path := filepath.Join(base, l.path)
+		if e := names[l.name]; e != nil {
+			c := against(path, l.name, *e)
+			c.listed = &l.digest
+			all = append(all, c)
+		} else if current {
+			all = append(all, unknown(path, l.name))
 		}
-		return nil
 	}
-	return inOrder(len(lines), feed, func(c *comparison) { c.run(ctx) }, func(c *comparison) error {
-		return errors.Join(ctx.Err(), t.add(c))
-	})
+	return t.compare(ctx, len(all), eachOf(all))
 }
 
 // fewNames is for how many names a proof each is asked for: for more, a listing

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/client"
 )
 
 // verifying is how verify was asked.
@@ -17,6 +18,7 @@ type verifying struct {
 	receipts  []string
 	status    bool // print nothing of what was compared
 	ignore    bool // what is missing here
+	excluding
 }
 
 func (a *app) verifyCommand() *cobra.Command {
@@ -28,7 +30,7 @@ func (a *app) verifyCommand() *cobra.Command {
 
 verify -r DIR PREFIX checks all files below a directory that add -r PREFIX DIR has
 added, by one listing of the names below PREFIX (without one, of all), proven
-complete. It prints a line for each in the style of sha256sum -c:
+complete; --exclude is as in add. It prints a line for each in the style of sha256sum -c:
 
     OK       what the name is bound to
     FAILED   other content than that, or a file that cannot be read
@@ -66,6 +68,7 @@ with --status all are, and nothing but the status tells.`,
 	f.StringArrayVar(&v.receipts, "receipt", nil, "`file` with a receipt to check, offline; can be given again")
 	f.BoolVar(&v.status, "status", false, "print nothing of what was checked; the exit status tells")
 	f.BoolVar(&v.ignore, "ignore-missing", false, "pass over files that are missing here")
+	v.excluding.flags(c)
 	c.MarkFlagsMutuallyExclusive("recursive", "check", "receipt")
 	c.MarkFlagsMutuallyExclusive("receipt", "ignore-missing")
 	return c
@@ -154,12 +157,7 @@ func (a *app) describe(ctx context.Context, file string) (hashed, error) {
 		return hashed{}, err
 	}
 	defer end()
-	r, err := open()
-	if err != nil {
-		return hashed{}, err
-	}
-	defer r.Close()
-	return hashOf(ctx, r)
+	return hashItem(ctx, client.Item{Open: open})
 }
 
 func same(want archive.Content, have hashed, file string) error {

@@ -23,10 +23,13 @@ func (a *app) verifyTree(ctx context.Context, v verifying, dir, arg string) erro
 	defer c.Close()
 	var odd []*comparison
 	w := a.walk(prefix, func(path string, n archive.Name, err error) { odd = append(odd, passedOver(path, n, err)) })
+	if w.exclude, err = v.excludes(); err != nil {
+		return err
+	}
 	if err := w.run(ctx, dir); err != nil {
 		return err
 	}
-	t := &treeComparison{tally: a.newTally(v), c: c, dir: dir, prefix: prefix, here: make(map[archive.Name]string)}
+	t := &treeComparison{tally: a.newTally(v), c: c, dir: dir, prefix: prefix, exclude: w.exclude, here: make(map[archive.Name]string)}
 	for _, f := range w.files {
 		t.here[f.name] = f.path
 	}
@@ -43,6 +46,7 @@ type treeComparison struct {
 	c       *client.Client
 	dir     string
 	prefix  archive.Name
+	exclude excludes
 	here    map[archive.Name]string // paths of files that no listed name has met
 	missing []*comparison
 	rec     archive.EpochRecord // of the listing
@@ -51,9 +55,7 @@ type treeComparison struct {
 // run compares files while the listing comes in. That they are unknown to the
 // archive it says only if the listing is whole and current.
 func (t *treeComparison) run(ctx context.Context, files []found) error {
-	work := func(c *comparison) { c.run(ctx) }
-	done := func(c *comparison) error { return errors.Join(ctx.Err(), t.add(c)) }
-	err := inOrder(len(files), func(yield func(*comparison)) error { return t.list(ctx, yield) }, work, done)
+	err := t.compare(ctx, len(files), func(yield func(*comparison)) error { return t.list(ctx, yield) })
 	err = errors.Join(err, t.addAll(t.missing))
 	for _, f := range files {
 		if _, left := t.here[f.name]; left && err == nil {
@@ -73,6 +75,9 @@ func (t *treeComparison) list(ctx context.Context, yield func(*comparison)) (err
 		path, ok := t.here[n]
 		if !ok {
 			rel := filepath.FromSlash(strings.TrimPrefix(string(n), under))
+			if t.exclude.leaveOut(rel) {
+				return nil
+			}
 			gone := against(filepath.Join(t.dir, rel), n, e)
 			gone.Status = isMissing
 			t.missing = append(t.missing, gone)

@@ -24,8 +24,8 @@ type found struct {
 
 func (f found) open() (io.ReadCloser, error) { return openRegular(f.path) }
 
-// walk finds the regular files of a directory, hidden ones too, and names each by
-// a prefix, a slash and its path there.
+// walk finds regular files, hidden ones too, and names each by a prefix, a slash
+// and its path.
 type walk struct {
 	prefix  archive.Name // empty: none
 	sizes   bool         // whether bytes is asked for, which costs a system call a file
@@ -33,6 +33,8 @@ type walk struct {
 	// skip is told of what is found and cannot be named, or is no regular file.
 	skip     func(path string, n archive.Name, err error)
 	nameless bool // files need no name that an archive takes, but stand for their paths
+
+	exclude excludes // what to leave out below a directory, by its path there
 
 	files   []found // by name, each name once
 	bytes   uint64
@@ -46,7 +48,7 @@ func (a *app) walk(prefix archive.Name, skip func(path string, n archive.Name, e
 	}}
 }
 
-// run adds what is below dir.
+// run adds what is below dir, named by its path there.
 func (w *walk) run(ctx context.Context, dir string) error {
 	fi, err := os.Stat(dir)
 	switch {
@@ -55,24 +57,61 @@ func (w *walk) run(ctx context.Context, dir string) error {
 	case !fi.IsDir():
 		return usagef("%s is not a directory", quote(dir))
 	}
-	root := filepath.Clean(dir) + string(filepath.Separator) // through a link to it
-	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err == nil {
-			err = w.find(dir, path, d)
-		}
-		if err != nil {
-			w.pass(path, "", err)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := w.tree(ctx, dir, ""); err != nil {
 		return err
 	}
 	w.dropTwins()
 	return nil
+}
+
+// paths adds files, and what is below directories if recursive, named by their
+// paths as they are given, without a slash before them.
+func (w *walk) paths(ctx context.Context, paths []string, recursive bool) error {
+	for _, path := range paths {
+		path = filepath.Clean(path)
+		fi, err := os.Lstat(path)
+		as := strings.TrimPrefix(path, string(filepath.Separator))
+		switch {
+		case err != nil:
+		case fi.IsDir() && !recursive:
+			err = errors.New("is a directory, and -r is not given")
+		case fi.IsDir():
+			if err := w.tree(ctx, path, as); err != nil {
+				return err
+			}
+		default:
+			err = w.find(path, as, fs.FileInfoToDirEntry(fi))
+		}
+		if err != nil {
+			w.pass(path, "", err)
+		}
+	}
+	w.dropTwins()
+	return ctx.Err()
+}
+
+// tree adds what is below a directory, named by as, a slash and its path there.
+func (w *walk) tree(ctx context.Context, dir, as string) error {
+	root := filepath.Clean(dir) + string(filepath.Separator) // through a link to it
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		rel, no := filepath.Rel(dir, path)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Join(err, no) != nil:
+			w.pass(path, "", errors.Join(err, no))
+			return nil
+		case rel != "." && w.exclude.match(rel, d.IsDir()):
+			if d.IsDir() {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if err := w.find(path, filepath.Join(as, rel), d); err != nil {
+			w.pass(path, "", err)
+		}
+		return nil
+	})
 }
 
 // pass passes over what is found.
@@ -95,22 +134,19 @@ var (
 	errTwin      = errors.New("the name of several files in normalisation form C")
 )
 
-func (w *walk) find(dir, path string, d fs.DirEntry) error {
+// find adds a file, named by as.
+func (w *walk) find(path, as string, d fs.DirEntry) error {
 	switch {
 	case d.IsDir():
 		return nil
 	case !d.Type().IsRegular():
 		return errIrregular
 	}
-	rel, err := filepath.Rel(dir, path)
-	if err != nil {
-		return err
-	}
 	if w.nameless {
-		w.files = append(w.files, found{archive.Name(rel), path})
+		w.files = append(w.files, found{archive.Name(as), path})
 		return nil
 	}
-	n, changed := archive.NormalizeName(string(below(w.prefix, rel)))
+	n, changed := archive.NormalizeName(string(below(w.prefix, as)))
 	if err := n.Check(); err != nil {
 		return err
 	}
@@ -144,6 +180,28 @@ func (a *app) parsePrefix(arg string) (archive.Name, error) {
 	return a.parseName(arg)
 }
 
+// loadPaths reads paths, one a line or each ended by NUL.
+func (a *app) loadPaths(file string, null bool) ([]string, error) {
+	in := a.stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, unreadable(err)
+		}
+		defer f.Close()
+		in = f
+	}
+	b, err := io.ReadAll(in)
+	if err != nil {
+		return nil, err
+	}
+	end := "\n"
+	if null {
+		end = "\x00"
+	}
+	return slices.DeleteFunc(strings.Split(string(b), end), func(p string) bool { return p == "" }), nil
+}
+
 // openRegular opens a file that was regular when it was found.
 func openRegular(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0) // not a pipe that nobody writes
@@ -165,7 +223,8 @@ func openRegular(path string) (*os.File, error) {
 // which of them is meant nobody can say.
 func (w *walk) dropTwins() {
 	all := w.files
-	slices.SortStableFunc(all, func(a, b found) int { return cmp.Compare(a.name, b.name) })
+	slices.SortFunc(all, func(a, b found) int { return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.path, b.path)) })
+	all = slices.Compact(all) // given twice
 	twin := func(i int) bool {
 		return i > 0 && all[i-1].name == all[i].name || i+1 < len(all) && all[i+1].name == all[i].name
 	}

@@ -122,6 +122,16 @@ func sorted(w archive.Writer, items []Item) ([]Item, error) {
 	return items, nil
 }
 
+// MayAdd returns what Add returns of items for their names and the roster alone.
+func (c *Client) MayAdd(items []Item) error {
+	w, err := c.writer()
+	if err != nil {
+		return err
+	}
+	_, err = sorted(w, items)
+	return err
+}
+
 // startGroups adds the items a thousand at a time, several thousands side by
 // side, and gives what comes of each in their order.
 func (c *Client) startGroups(ctx context.Context, items []Item, strict bool) <-chan chan group {
