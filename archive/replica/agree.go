@@ -200,7 +200,8 @@ func (a *attempt) agree(ctx context.Context) ([]byte, error) {
 		a.wait(engine, func() (bool, error) { return a.claimed() != nil, nil })
 		cancel()
 	})
-	block, err := consensus.Agree(engine, a.engine())
+	var block []byte
+	err := a.durable("decision", func() (err error) { block, err = consensus.Agree(engine, a.engine()); return err })
 	switch {
 	case err == nil:
 		a.step("block decided", began, "bytes", len(block))
@@ -234,6 +235,7 @@ func (a *attempt) engine() consensus.Config {
 			return block, err
 		},
 		Check: func(block []byte) error {
+			a.point("before vote in the engine")
 			_, err := a.check(block)
 			return err
 		},
@@ -298,7 +300,7 @@ func (a *attempt) decided(raw []byte) (consensus.Block, error) {
 	if err != nil {
 		return block, err
 	}
-	if err := a.dir.once(fileBlock, raw); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := a.durable("block", func() error { return a.dir.once(fileBlock, raw) }); err != nil && !errors.Is(err, fs.ErrExist) {
 		return block, fmt.Errorf("keep block: %w", err)
 	}
 	a.board.publish(itemBlock, raw)

@@ -367,5 +367,5 @@ func (p *phase) fetchPiece(ctx context.Context, x *peer, want consensus.Piece) e
 	if consensus.NewPiece([]byte(b.String())) != want {
 		return fmt.Errorf("piece %w", archive.ErrIntegrity)
 	}
-	return p.dir.putPiece([]byte(b.String()))
+	return p.durable("piece fetched", func() error { return p.dir.putPiece([]byte(b.String())) })
 }

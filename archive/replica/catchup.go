@@ -64,7 +64,7 @@ func (p *phase) takeRecord(rec archive.EpochRecord, cert archive.Certificate) er
 	if rec.Previous != newest.Head() {
 		return fmt.Errorf("record of epoch %d: %w: not on top of the one before", rec.Epoch, archive.ErrIntegrity)
 	}
-	if err := p.store.PutRecord(rec, cert); err != nil {
+	if err := p.durable("record", func() error { return p.store.PutRecord(rec, cert) }); err != nil {
 		return err
 	}
 	p.know.update(func() { p.newest = rec })
@@ -188,7 +188,7 @@ func (p *phase) adopt(ctx context.Context, rec archive.EpochRecord) error {
 func (p *phase) mend(ctx context.Context, rec archive.EpochRecord) error {
 	for p.statement.Counter < uint64(rec.Epoch) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deviceTime)
-		err := p.MAS.Advance(ctx)
+		err := p.durable("counter", func() error { return p.MAS.Advance(ctx) })
 		if err == nil {
 			err = p.lookAgain(ctx)
 		}
@@ -214,7 +214,7 @@ func (p *phase) storeHead(ctx context.Context, rec archive.EpochRecord) error {
 	if p.last {
 		slots.Boot = p.statement.Counts
 	}
-	if err := p.storeSlots(ctx, slots); err != nil {
+	if err := p.durable("head", func() error { return p.storeSlots(ctx, slots) }); err != nil {
 		return fmt.Errorf("store head: %w", err)
 	}
 	if err := p.mend(ctx, rec); err != nil {
@@ -279,12 +279,15 @@ func (p *phase) ensureTree(ctx context.Context, rec archive.EpochRecord) error {
 	p.trees.withdraw()
 	switch {
 	case good:
-		err = p.rebuild(ctx, rec)
+		err = p.durable("tree without later rows", func() error { return p.rebuild(ctx, rec) })
 	case rec.Names == 0:
-		_, _, err = boltstore.Build(ctx, p.store.TreePath(), nothing, (*tree.Hash)(&rec.Root))
+		err = p.durable("empty tree", func() error {
+			_, _, err := boltstore.Build(ctx, p.store.TreePath(), nothing, (*tree.Hash)(&rec.Root))
+			return err
+		})
 	default:
 		p.log.Warn("the tree does not give the root of its epoch; repairing it", "epoch", rec.Epoch, "err", err)
-		err = p.repair(ctx, rec)
+		err = p.durable("tree repaired", func() error { return p.repair(ctx, rec) })
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", errTree, err)
@@ -394,7 +397,7 @@ func (p *phase) settle(rec archive.EpochRecord) error {
 	if err != nil || len(gone) == 0 {
 		return err
 	}
-	return pending.Drop(gone)
+	return p.durable("pending dropped", func() error { return pending.Drop(gone) })
 }
 
 func (p *phase) isSettled(t *boltstore.Store, rec archive.EpochRecord, s archive.Submission) (bool, error) {

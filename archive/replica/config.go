@@ -71,6 +71,10 @@ type Config struct {
 	Rand io.Reader
 	// Log takes what the operator should know. Nil: nowhere.
 	Log *slog.Logger
+
+	// at is told of each point where an update phase may be cut off, as it comes
+	// to it. Nil, as always outside tests: nobody.
+	at func(point string)
 }
 
 // filled returns c with its defaults, once it is usable.
@@ -99,6 +103,22 @@ func (c Config) filled() (Config, error) {
 	}
 	c.Log = c.Log.With("replica", c.ID)
 	return c, nil
+}
+
+// durable makes a change that outlives the process. All changes of an update
+// phase are made here, under a name each, so that a test can cut the phase off
+// before and after every one.
+func (c Config) durable(name string, change func() error) error {
+	c.point("before " + name)
+	err := change()
+	c.point("after " + name)
+	return err
+}
+
+func (c Config) point(name string) {
+	if c.at != nil {
+		c.at(name)
+	}
 }
 
 func setDefault[T comparable](p *T, v T) {

@@ -26,7 +26,7 @@ import (
 // Variables that make TestChild an update process of its own.
 const (
 	childDir  = "BONAFIDE_TEST_CHILD_DIR"  // the replica's; with roster.json and id
-	childKill = "BONAFIDE_TEST_CHILD_KILL" // "before" or "after", and a device operation, at which it kills itself
+	childKill = "BONAFIDE_TEST_CHILD_KILL" // "before" or "after", and a durable change, or "lookup" and its number, at which it kills itself
 	childHold = "BONAFIDE_TEST_CHILD_HOLD" // if set, it stops there instead, and writes a byte to its file 3
 )
 
@@ -47,57 +47,41 @@ func TestChild(t *testing.T) {
 	mas, err := soft.Open(filepath.Join(dir, "mas"))
 	must(t, err)
 	when, op, _ := strings.Cut(os.Getenv(childKill), " ")
-	if _, err := Update(t.Context(), Config{Dir: dir, ID: uint32(id), Roster: r, MAS: &suicide{MAS: mas, when: when, op: op}}); err != nil {
+	d := &suicide{MAS: mas, when: when, op: op}
+	if _, err := Update(t.Context(), Config{Dir: dir, ID: uint32(id), Roster: r, MAS: d, at: d.at}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(3)
 	}
 }
 
-// suicide kills its process with kill -9 at one operation.
+// suicide kills its process with kill -9 at one point of the phase, or at one
+// lookup in its device.
 type suicide struct {
 	trust.MAS
 	when, op string
 	mu       sync.Mutex
 	lookups  int
+	held     sync.Once
 }
 
-func (d *suicide) at(op string, do func() error) error {
-	if d.when == "before" && d.op == op {
+// at dies at the one point of the phase.
+func (d *suicide) at(point string) {
+	if point == d.when+" "+d.op {
 		d.die()
 	}
-	err := do()
-	if d.when == "after" && d.op == op {
-		d.die()
-	}
-	return err
 }
 
 func (d *suicide) die() {
 	if os.Getenv(childHold) == "" {
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
-	} else if _, err := os.NewFile(3, "hold").Write([]byte{1}); err != nil {
-		panic(err)
+		select {}
 	}
+	d.held.Do(func() {
+		if _, err := os.NewFile(3, "hold").Write([]byte{1}); err != nil {
+			panic(err)
+		}
+	})
 	select {}
-}
-
-func (d *suicide) Store(ctx context.Context, s trust.Slots) error {
-	op := "store-tick"
-	switch {
-	case s.Tick == 0:
-		op = "store-head"
-	case s.Committed.Epoch == s.Epoch+1 && s.Committed.Tick == s.Tick:
-		op = "store-commit"
-	}
-	return d.at(op, func() error { return d.MAS.Store(ctx, s) })
-}
-
-func (d *suicide) Advance(ctx context.Context) error {
-	return d.at("advance", func() error { return d.MAS.Advance(ctx) })
-}
-
-func (d *suicide) Lock(ctx context.Context) error {
-	return d.at("lock", func() error { return d.MAS.Lock(ctx) })
 }
 
 func (d *suicide) Lookup(ctx context.Context, n trust.Nonce) (a trust.Attestation, err error) {
@@ -105,7 +89,9 @@ func (d *suicide) Lookup(ctx context.Context, n trust.Nonce) (a trust.Attestatio
 	d.lookups++
 	op := fmt.Sprint("lookup ", d.lookups)
 	d.mu.Unlock()
-	err = d.at(op, func() (err error) { a, err = d.MAS.Lookup(ctx, n); return err })
+	d.at("before " + op)
+	a, err = d.MAS.Lookup(ctx, n)
+	d.at("after " + op)
 	return a, err
 }
 
@@ -149,7 +135,8 @@ func (c *cluster) child(id uint32, kill string) (killed bool, err error) {
 }
 
 // killAll runs the update processes of all replicas until each has come to a
-// step, and kills them there.
+// step, and kills them there. Once f+1 stop there the others may lack the company
+// that it takes to come: after some seconds they are killed where they are.
 func (c *cluster) killAll(step string) {
 	c.t.Helper()
 	held, hold, err := os.Pipe()
@@ -164,7 +151,10 @@ func (c *cluster) killAll(step string) {
 	}
 	hold.Close()
 	held.SetReadDeadline(time.Now().Add(c.Roster.Limits.Phase.Std()))
-	_, err = io.ReadFull(held, make([]byte, len(all)))
+	_, err = io.ReadFull(held, make([]byte, c.Roster.F+1))
+	held.SetReadDeadline(time.Now().Add(lastPatience))
+	more, _ := io.ReadFull(held, make([]byte, len(all)-c.Roster.F-1))
+	c.t.Logf("%s: %d replicas have come", step, c.Roster.F+1+more)
 	for _, cmd := range all {
 		cmd.Process.Kill()
 		if killed, early := wait(cmd); err != nil || !killed {
@@ -176,19 +166,25 @@ func (c *cluster) killAll(step string) {
 	}
 }
 
+// lastPatience is how long killAll waits for the last.
+const lastPatience = 8 * time.Second
+
 // listening starts the update process of a replica, and returns once it listens.
 func (c *cluster) listening(id uint32, kill string) *exec.Cmd {
 	c.t.Helper()
 	cmd := c.childProcess(id, kill)
 	must(c.t, cmd.Start())
-	archivetest.Eventually(c.t, time.Minute, "the process listens", func() bool {
-		conn, err := net.Dial("tcp", c.Replicas[id-1].Address)
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil
-	})
+	archivetest.Eventually(c.t, time.Minute, "the process listens", func() bool { return c.listens(id) })
 	return cmd
+}
+
+// listens says whether a process of the replica listens.
+func (c *cluster) listens(id uint32) bool {
+	conn, err := net.Dial("tcp", c.Replicas[id-1].Address)
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
 }
 
 // untilDone is the watchdog's part within a phase: an update process that died
@@ -210,11 +206,11 @@ func TestKilledAndRestarted(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 4)
 	steps := []string{
-		"before store-tick", "after store-tick", "before lookup 6", "before lookup 8",
-		"before store-commit", "after store-commit", "before store-head", "after store-head", "after advance", "after lock",
+		"before tick", "after tick", "before lookup 6", "before lookup 8",
+		"before commit", "after commit", "before head", "after head", "after counter", "after lock",
 	}
 	if testing.Short() || archivetest.RaceDetector { // which makes each process ten times as dear
-		steps = []string{"after store-tick", "after store-commit", "after store-head"}
+		steps = []string{"after tick", "after commit", "after head"}
 	}
 	for i, step := range steps {
 		victim := uint32(i%4) + 1
@@ -238,7 +234,7 @@ func TestKilledAndRestarted(t *testing.T) {
 // All processes are killed at one step, and started again in the same boot: they
 // take the attempt up where it was.
 func TestAllKilledAndRestarted(t *testing.T) {
-	for _, step := range []string{"after store-tick", "after store-commit"} {
+	for _, step := range []string{"after tick", "after commit"} {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()
 			c := newCluster(t, 4)

@@ -549,7 +549,7 @@ func (p *phase) enter(ctx context.Context, tick uint64) (*attempt, error) {
 		slots = trust.Slots{Head: p.base.Head(), Epoch: uint64(p.base.Epoch), Archive: p.id}
 	}
 	slots.Tick, slots.Boot = tick, boot
-	if err := p.storeSlots(ctx, slots); err != nil {
+	if err := p.durable("tick", func() error { return p.storeSlots(ctx, slots) }); err != nil {
 		return nil, err
 	}
 	manifest, err := a.freeze(ctx)
@@ -571,10 +571,10 @@ func (a *attempt) begin() error {
 	if a.tick == a.unsaid {
 		return nil
 	}
-	if err := a.dir.begin(a.statement.Counts.String()); err != nil {
+	if err := a.durable("attempt", func() error { return a.dir.begin(a.statement.Counts.String()) }); err != nil {
 		return err
 	}
-	return a.dir.write(fileChallenges, a.encodeChallenges())
+	return a.durable("challenges", func() error { return a.dir.write(fileChallenges, a.encodeChallenges()) })
 }
 
 // attest makes the join: once for an attempt, whatever happens.
@@ -589,7 +589,7 @@ func (a *attempt) attest(ctx context.Context, m consensus.Manifest) error {
 	if _, err := checkJoin(a.Roster, a.base, a.tick, j); err != nil {
 		return fmt.Errorf("own %w", err)
 	}
-	if err := a.dir.once(fileJoin, j.Bytes()); err != nil {
+	if err := a.durable("join", func() error { return a.dir.once(fileJoin, j.Bytes()) }); err != nil {
 		return err
 	}
 	a.announce(j)

@@ -318,7 +318,7 @@ func (a *attempt) bind(ctx context.Context, origin consensus.Block, rec archive.
 		if err != nil {
 			return err
 		}
-		if _, _, err := t.Apply(ctx, pairs); err != nil {
+		if err := a.durable("tree", func() error { _, _, err := t.Apply(ctx, pairs); return err }); err != nil {
 			return err
 		}
 		root, names, err = t.Rehash(ctx, nil)

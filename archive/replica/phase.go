@@ -49,14 +49,14 @@ func Update(ctx context.Context, c Config) (Outcome, error) {
 	defer cancel()
 	p, err := newPhase(limit, c)
 	if err != nil {
-		return Outcome{}, errors.Join(fmt.Errorf("update: %w", err), lockDevice(ctx, c.MAS))
+		return Outcome{}, errors.Join(fmt.Errorf("update: %w", err), c.lock(ctx))
 	}
 	defer p.close()
 	out, err := p.run(limit)
 	if err != nil {
 		err = fmt.Errorf("update: %w", p.explain(limit, err))
 	}
-	return out, errors.Join(err, lockDevice(ctx, c.MAS))
+	return out, errors.Join(err, c.lock(ctx))
 }
 
 // run is the update phase.
@@ -175,7 +175,8 @@ func newPhase(ctx context.Context, c Config) (p *phase, err error) {
 	if p.knowledge, err = newKnowledge(c); err != nil {
 		return nil, err
 	}
-	if p.store, err = OpenStore(c.StoreDir(), c.Roster); err != nil {
+	err = p.durable("store", func() (err error) { p.store, err = OpenStore(c.StoreDir(), c.Roster); return err })
+	if err != nil {
 		return nil, err
 	}
 	p.trees = &lender{store: p.store}
@@ -243,11 +244,11 @@ func (p *phase) explain(ctx context.Context, err error) error {
 	return fmt.Errorf("epoch %d was not certified within %s: %w", p.base.Epoch+1, p.Roster.Limits.Phase.Std(), err)
 }
 
-// lockDevice ends update mode, whatever became of ctx.
-func lockDevice(ctx context.Context, m trust.MAS) error {
+// lock ends update mode, whatever became of ctx.
+func (c Config) lock(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	if err := m.Lock(ctx); err != nil {
+	if err := c.durable("lock", func() error { return c.MAS.Lock(ctx) }); err != nil {
 		return fmt.Errorf("lock device: %w", err)
 	}
 	return nil

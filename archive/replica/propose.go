@@ -37,7 +37,7 @@ func (a *attempt) freeze(ctx context.Context) (consensus.Manifest, error) {
 	err = consensus.Split(r, func(piece []byte) error {
 		m.Size += uint64(len(piece))
 		m.Pieces = append(m.Pieces, consensus.NewPiece(piece))
-		return a.phase.dir.putPiece(piece)
+		return a.durable("piece", func() error { return a.phase.dir.putPiece(piece) })
 	})
 	return m, err
 }

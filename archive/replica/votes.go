@@ -151,7 +151,7 @@ func (a *attempt) vote(ctx context.Context, rec archive.EpochRecord) (cert archi
 
 // prepare votes for rec: one record at a tick, whatever happens.
 func (a *attempt) prepare(ctx context.Context, rec archive.EpochRecord) error {
-	if err := a.dir.once(fileRecord, rec.Bytes()); err != nil {
+	if err := a.durable("prepared record", func() error { return a.dir.once(fileRecord, rec.Bytes()) }); err != nil {
 		return err
 	}
 	att, err := a.MAS.Lookup(ctx, archive.PrepareNonce(rec.InstanceAt(a.tick), rec.Head()))
@@ -186,7 +186,7 @@ func (a *attempt) ready(rec archive.EpochRecord, votes []archive.Attested) error
 	if _, err := checkCarried(a.Roster, a.base, c); err != nil {
 		return err
 	}
-	if err := a.dir.write(filePrepare, c.Bytes()); err != nil {
+	if err := a.durable("prepare certificate", func() error { return a.dir.write(filePrepare, c.Bytes()) }); err != nil {
 		return err
 	}
 	a.cast(itemReady, ballot{inst: a.inst, head: rec.Head()})
@@ -209,7 +209,7 @@ func (a *attempt) commit(ctx context.Context, rec archive.EpochRecord) error {
 	if !holdsHead(slots, a.base) || slots.Tick != a.tick {
 		return errors.New("slots have moved on")
 	}
-	if err := a.storeSlots(ctx, slots); err != nil {
+	if err := a.durable("commit", func() error { return a.storeSlots(ctx, slots) }); err != nil {
 		return err
 	}
 	att, err := a.MAS.Lookup(ctx, archive.CommitNonce(rec.InstanceAt(a.tick), rec.Head()))
@@ -236,7 +236,7 @@ func (p *phase) advance(ctx context.Context, rec archive.EpochRecord, cert archi
 		return err
 	}
 	p.step("head stored", began, "epoch", rec.Epoch, "head", rec.Head())
-	return lockDevice(ctx, p.MAS)
+	return p.lock(ctx)
 }
 
 // publishCertificate says that we hold the certificate, and shows it.
@@ -262,7 +262,7 @@ func (a *attempt) linger(ctx context.Context, rec archive.EpochRecord, joined []
 		return true, nil
 	})
 	a.step("lingered", began, "all", err == nil)
-	if err := a.phase.dir.drop(rec.Epoch); err != nil {
+	if err := a.durable("phase data dropped", func() error { return a.phase.dir.drop(rec.Epoch) }); err != nil {
 		a.log.Warn("remove phase data", "err", err)
 	}
 }

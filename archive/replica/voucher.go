@@ -41,7 +41,8 @@ func (a *attempt) vouchFor(ctx context.Context, x *peer, j consensus.Join) error
 		return err
 	}
 	digest := j.Digest()
-	if err := a.dir.once(fmt.Sprintf("%s%d", fileVouched, x.ID), digest[:]); err != nil {
+	err := a.durable("voucher", func() error { return a.dir.once(fmt.Sprintf("%s%d", fileVouched, x.ID), digest[:]) })
+	if err != nil {
 		return err
 	}
 	v := consensus.SignVoucher(a.key, a.inst, a.ID, x.ID, digest)
