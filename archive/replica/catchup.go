@@ -84,6 +84,8 @@ func (p *phase) putRecord(rec archive.EpochRecord, cert archive.Certificate) err
 
 // fetchHistory takes from a peer all records after the newest we hold.
 func (p *phase) fetchHistory(ctx context.Context, x *peer) error {
+	p.know.update(func() { p.fetching++ })
+	defer p.know.update(func() { p.fetching-- })
 	for {
 		ctx, cancel := context.WithTimeout(ctx, p.Timeout)
 		records, err := x.client.History(ctx, p.newestEpoch()+1, wire.MaxHistory)
@@ -113,9 +115,7 @@ func (p *phase) fetchHistory(ctx context.Context, x *peer) error {
 func (p *phase) catchUp(ctx context.Context) error {
 	began := time.Now()
 	for wait := retryPause; ; wait = min(2*wait, maxRepairPause) {
-		p.know.Lock()
-		target := p.newest
-		p.know.Unlock()
+		target := p.newestSoon(ctx)
 		if uint64(target.Epoch) < p.statement.Counter {
 			p.log.Warn("cannot take part", "err", errBurnt, "counter", p.statement.Counter, "epoch", target.Epoch)
 			return p.rebase(target)
@@ -134,6 +134,26 @@ func (p *phase) catchUp(ctx context.Context) error {
 		}
 	}
 }
+
+// newestSoon returns the newest epoch that we hold a certificate of. While peers
+// send more of their history it waits for the rest: a repair of the tree for each
+// part would take what was bound since again and again.
+func (p *phase) newestSoon(ctx context.Context) (newest archive.EpochRecord) {
+	for before := p.base.Epoch; ; before = newest.Epoch {
+		quiet, cancel := context.WithTimeout(ctx, historyPause)
+		p.know.wait(quiet, func() (bool, error) {
+			newest = p.newest
+			return newest.Epoch > before || newest.Epoch == p.base.Epoch || p.fetching == 0, nil
+		})
+		cancel()
+		if newest.Epoch == before || newest.Epoch == p.base.Epoch || ctx.Err() != nil {
+			return newest
+		}
+	}
+}
+
+// historyPause is after which silence of the peers a history counts as whole.
+const historyPause = 500 * time.Millisecond
 
 // maxRepairPause bounds the pause between attempts to repair the tree.
 const maxRepairPause = 2 * time.Second

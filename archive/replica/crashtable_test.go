@@ -69,7 +69,7 @@ var crashes = []crash{
 func TestCrashTable(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(*seed, 0))
 	for i, kind := range []string{"one", "f", "all"} {
-		t.Run(kind, func(t *testing.T) {
+		t.Run(kind, func(over *testing.T) {
 			var c *crashed
 			some := rnd.IntN(len(crashes))
 			for j, row := range crashes {
@@ -81,20 +81,21 @@ func TestCrashTable(t *testing.T) {
 				if rebooted {
 					name += " and reset"
 				}
-				t.Run(name, func(t *testing.T) {
+				over.Run(name, func(t *testing.T) {
 					began := time.Now()
-					if c == nil || row.fresh {
-						c = newCrashed(t, kind)
-						if !row.fresh {
-							c.whole()
-						}
+					made := c == nil || row.fresh
+					if made {
+						c = newCrashed(over, kind)
 					}
-					c.t, c.cluster.t = t, t
+					c.t = t
+					if made && !row.fresh {
+						c.whole()
+					}
 					c.crash(row, kind, rebooted)
 					t.Logf("%s of %d replicas: epoch %d after %s", kind, c.Roster.N(), c.at, time.Since(began).Round(time.Second/10))
 				})
-				if t.Failed() {
-					t.FailNow()
+				if over.Failed() {
+					over.FailNow()
 				}
 			}
 		})

@@ -45,6 +45,7 @@ type knowledge struct {
 	live       uint64              // the highest tick that a peer has joined on our base, with good reason
 	newest     archive.EpochRecord // the newest epoch we hold a certificate of
 	holds      map[uint32]archive.Epoch
+	fetching   int // histories of peers that are coming in
 	opened     bool
 }
 
