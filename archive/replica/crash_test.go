@@ -28,6 +28,7 @@ const (
 	childDir  = "BONAFIDE_TEST_CHILD_DIR"  // the replica's; with roster.json and id
 	childKill = "BONAFIDE_TEST_CHILD_KILL" // "before" or "after", and a durable change, or "lookup" and its number, at which it kills itself
 	childHold = "BONAFIDE_TEST_CHILD_HOLD" // if set, it stops there instead, and writes a byte to its file 3
+	childTell = "BONAFIDE_TEST_CHILD_TELL" // if set, it writes a byte to its file 3 at each point
 )
 
 // TestChild is no test: it is the process that crash tests start and kill.
@@ -48,10 +49,16 @@ func TestChild(t *testing.T) {
 	must(t, err)
 	when, op, _ := strings.Cut(os.Getenv(childKill), " ")
 	d := &suicide{MAS: mas, when: when, op: op}
+	if os.Getenv(childTell) != "" {
+		d.tell = os.NewFile(3, "tell")
+	}
 	if _, err := Update(t.Context(), Config{Dir: dir, ID: uint32(id), Roster: r, MAS: d, at: d.at}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(3)
 	}
+	open, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	fmt.Println("descriptors", len(open))
 }
 
 // suicide kills its process with kill -9 at one point of the phase, or at one
@@ -62,10 +69,14 @@ type suicide struct {
 	mu       sync.Mutex
 	lookups  int
 	held     sync.Once
+	tell     *os.File
 }
 
 // at dies at the one point of the phase.
 func (d *suicide) at(point string) {
+	if d.tell != nil {
+		d.tell.Write([]byte{1})
+	}
 	if point == d.when+" "+d.op {
 		d.die()
 	}
