@@ -126,7 +126,7 @@ func (c *cluster) bindAll(cl *client.Client, items []client.Item) {
 // there is no quorum. With all up again, an absence is proven.
 func TestStopped(t *testing.T) {
 	t.Parallel()
-	c := newScheduled(t, 4, "software", "@every 4s", archive.TrialLimits(4*time.Second))
+	c := newScheduled(t, 4, "software", "@every 8s", archive.TrialLimits(8*time.Second))
 	c.awaitEpoch(1, 1, 2, 3, 4)
 	c.ok("add", "stopped/a", c.write("a", []byte("still here")), "--wait", "--timeout", "60s")
 	c.awaitEpoch(1, 1, 2, 3, 4)
@@ -134,7 +134,7 @@ func TestStopped(t *testing.T) {
 	c.halt(2)
 	c.getsFast()
 	resets := c.resets(3)
-	archivetest.Eventually(t, 60*time.Second, "three missed ticks", func() bool {
+	archivetest.Eventually(t, 90*time.Second, "three missed ticks", func() bool {
 		n := c.resets(3)
 		return n >= resets+3
 	})
@@ -150,7 +150,7 @@ func TestStopped(t *testing.T) {
 	for id := uint32(1); id <= 3; id++ {
 		c.resume(id)
 	}
-	archivetest.Eventually(t, 60*time.Second, "an absence is proven again", func() bool {
+	archivetest.Eventually(t, 90*time.Second, "an absence is proven again", func() bool {
 		_, errs, status := c.run("get", "stopped/never", "-o", "-")
 		return status == 4 && strings.Contains(errs, "proven absent")
 	})
