@@ -33,6 +33,7 @@ type served struct {
 	*archivetest.Replica
 	client *wire.Client
 	stop   func()
+	ended  func() error // waits for what ended the service by itself
 }
 
 func serviceConfig(t testing.TB, a *archivetest.Archive, r *archivetest.Replica) Config {
@@ -54,15 +55,19 @@ func startService(t testing.TB, a *archivetest.Archive, r *archivetest.Replica, 
 	done := make(chan error, 1)
 	go func() { done <- Serve(ctx, c) }()
 	s := &served{Replica: r, client: wire.NewClient(r.Replica, a.Roster, wire.Options{Timeout: 5 * time.Second})}
+	s.ended = func() error {
+		err := <-done
+		done = nil
+		s.client.Close()
+		return err
+	}
 	s.stop = func() {
 		if cancel(); done == nil {
 			return
 		}
-		if err := <-done; err != nil {
+		if err := s.ended(); err != nil {
 			t.Errorf("replica %d: %v", r.ID, err)
 		}
-		done = nil
-		s.client.Close()
 	}
 	t.Cleanup(s.stop)
 	waitFor(t, "service of replica "+fmt.Sprint(r.ID), func() bool {
@@ -525,6 +530,9 @@ func TestServeNoVoteForClients(t *testing.T) {
 	ans, err := s.client.Answer(t.Context(), wire.AnswerRequest{Nonce: archive.CommitNonce(archive.Digest{1}, archive.Digest{2}), Name: "a/0000"})
 	if !errors.Is(err, &wire.Error{Code: wire.CodeUnavailable}) || len(ans.Attestation) > 0 {
 		t.Errorf("got %v, attestation of %d bytes", err, len(ans.Attestation))
+	}
+	if err := s.ended(); !errors.Is(err, ErrUpdateMode) {
+		t.Errorf("the service ended with %v, want %v", err, ErrUpdateMode)
 	}
 }
 
