@@ -102,7 +102,8 @@ func TestManyPhases(t *testing.T) {
 	n := max(len(costs)/10, 1)
 	early, late := mean(costs[:n]), mean(costs[len(costs)-n:])
 	t.Logf("%d phases: at first %+v, at last %+v", len(costs), early, late)
-	if late.descriptors > early.descriptors {
+	// To and from each peer a connection may still be open, or not.
+	if late.descriptors > early.descriptors+2*(len(c.Replicas)-1) {
 		t.Errorf("%d descriptors at last, %d at first", late.descriptors, early.descriptors)
 	}
 	if late.files > 2 || late.bytes > 8<<10 {
