@@ -1,8 +1,8 @@
 // Package wire is the way between clients and replicas, and between replicas:
-// HTTP/2 over TLS 1.3 with pinned keys, the bodies that travel on it, and the
-// client side of every request. What comes over it is bounded before it is read
-// and believed only as far as the checks of package archive go. SPEC.md gives
-// the bytes.
+// HTTP over TLS 1.3 with pinned keys (HTTP/2, and HTTP/1.1 for uploads), the
+// bodies that travel on it, and the client side of every request. What comes over
+// it is bounded before it is read and believed only as far as the checks of package
+// archive go. SPEC.md gives the bytes.
 package wire
 
 import (
