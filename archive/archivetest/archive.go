@@ -323,7 +323,7 @@ func PackPath(dir string) string { return filepath.Join(dir, "store", "packs", "
 // replica's directory. Small ones are such files only as Fill writes them.
 func ContentPath(dir string, d archive.Digest) string {
 	h := d.String()
-	return filepath.Join(dir, "store", "content", h[:2], h[2:4], h)
+	return filepath.Join(dir, "store", "content", h[:2], h)
 }
 
 func writeFile(t testing.TB, path string, b []byte) {

@@ -392,7 +392,7 @@ func TestRealDamagedBlock(t *testing.T) {
 
 func contentPath(dir string, d archive.Digest) string {
 	h := d.String()
-	return filepath.Join(dir, "store", "content", h[:2], h[2:4], h)
+	return filepath.Join(dir, "store", "content", h[:2], h)
 }
 
 var large = flag.Int64("large", 0, "fetch a sparse content of so many GiB and bound the memory")

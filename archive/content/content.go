@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,6 +51,9 @@ type Store struct {
 	root  disk.Root
 	packs *packs
 	room  *room
+
+	// synced says of each directory of the fan-out that its own entry is durable.
+	synced [1 << 8]atomic.Bool
 }
 
 // Open returns the store of contents below a root. The disk is first looked at
@@ -66,7 +70,7 @@ func (s *Store) Close() error { return s.packs.close() }
 // SHA-256.
 func (s *Store) PlainPath(d archive.Digest) string {
 	h := d.String()
-	return filepath.Join(string(s.root), plainDir, h[:2], h[2:4], h)
+	return filepath.Join(string(s.root), plainDir, h[:2], h)
 }
 
 // Reload makes the index of the packs anew from the disk, so that an audit finds
@@ -132,7 +136,7 @@ func (s *Store) fanOut() func(archive.Digest) bool {
 	return func(d archive.Digest) bool {
 		none, known := missing[d[0]]
 		if !known {
-			_, err := os.Lstat(filepath.Dir(filepath.Dir(s.PlainPath(d))))
+			_, err := os.Lstat(filepath.Dir(s.PlainPath(d)))
 			none = errors.Is(err, fs.ErrNotExist)
 			missing[d[0]] = none
 		}

@@ -33,30 +33,33 @@ func (s *Store) putFiles(all []Bytes) error {
 		return err
 	}
 	defer left.Release()
-	files := make([]string, len(all))
-	digests := make([]archive.Digest, len(all))
+	var files []*os.File
+	var paths []string
+	var digests []archive.Digest
 	defer func() {
 		for _, f := range files {
-			os.Remove(f) // unless it was moved
+			f.Close()
+			os.Remove(f.Name()) // unless it was moved
 		}
 	}()
-	for i, b := range all {
-		digests[i] = b.Digest
-		if files[i], err = s.writeTemp(b.Bytes, left); err != nil {
+	for _, b := range all {
+		f, err := s.writeTemp(b.Bytes, left)
+		if err != nil {
 			return disk.Full(err)
 		}
+		files, paths, digests = append(files, f), append(paths, f.Name()), append(digests, b.Digest)
 	}
-	if err := eachOf(files, disk.SyncDir); err != nil {
+	if err := eachOf(files, (*os.File).Sync); err != nil {
 		return disk.Full(err)
 	}
-	return disk.Full(s.place(files, digests))
+	return disk.Full(s.place(paths, digests))
 }
 
 // writeTemp writes a new file, and does not sync it.
-func (s *Store) writeTemp(b []byte, left *Share) (string, error) {
+func (s *Store) writeTemp(b []byte, left *Share) (*os.File, error) {
 	f, err := s.root.Temp()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if holed(b) {
 		w := disk.NewSparseWriter(f, 0, left.Wrote)
@@ -66,7 +69,11 @@ func (s *Store) writeTemp(b []byte, left *Share) (string, error) {
 		err = writeDirect(f, b)
 		left.Wrote(int64(len(b)))
 	}
-	return f.Name(), errors.Join(err, f.Chmod(0o644), f.Close())
+	if err = errors.Join(err, f.Chmod(0o644)); err != nil {
+		f.Close()
+		os.Remove(f.Name())
+	}
+	return f, err
 }
 
 // holed reports whether a file of b would have holes.
@@ -86,10 +93,11 @@ func (s *Store) Place(file string, d archive.Digest) error {
 }
 
 // place moves synced files to where contents lie, and then makes the moves durable
-// together: in each of three directories there may be a new entry. If that fails
-// none is left there: what is to be seen would pass for durable.
+// together. If that fails none is left there: what is to be seen would pass for
+// durable.
 func (s *Store) place(files []string, all []archive.Digest) (err error) {
-	if err := s.root.Mkdir(filepath.Join(string(s.root), plainDir)); err != nil {
+	top := filepath.Join(string(s.root), plainDir)
+	if err := s.root.Mkdir(top); err != nil {
 		return err
 	}
 	var moved []string
@@ -103,47 +111,64 @@ func (s *Store) place(files []string, all []archive.Digest) (err error) {
 	touched := make(map[string]bool)
 	for i, d := range all {
 		path := s.PlainPath(d)
-		if err := makeDirs(filepath.Dir(path)); err != nil {
-			return err
-		}
-		if err := errors.Join(disk.Evict(path), os.Rename(files[i], path)); err != nil {
+		if err := s.move(files[i], path, d[0]); err != nil {
 			return err
 		}
 		moved = append(moved, path)
-		for range 3 {
-			path = filepath.Dir(path)
-			touched[path] = true
+		touched[filepath.Dir(path)] = true
+		if !s.synced[d[0]].Load() {
+			touched[top] = true
 		}
 	}
-	return eachOf(slices.Collect(maps.Keys(touched)), disk.SyncDir)
-}
-
-// makeDirs makes both directories of a fan-out, not yet durable. A disk that
-// fails is not asked twice.
-func makeDirs(dir string) error {
-	err := os.MkdirAll(dir, 0o700)
-	if !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTDIR) {
+	if err := eachOf(slices.Collect(maps.Keys(touched)), disk.SyncDir); err != nil {
 		return err
 	}
-	os.Remove(dir) // a file in the place of one
-	os.Remove(filepath.Dir(dir))
-	return os.MkdirAll(dir, 0o700)
+	if touched[top] {
+		for _, d := range all {
+			s.synced[d[0]].Store(true)
+		}
+	}
+	return nil
 }
 
-// eachOf calls f for all paths, several at a time, and returns what went wrong.
-func eachOf(paths []string, f func(string) error) error {
+// move moves a file into the directory n of the fan-out, which it makes if there
+// is none, not yet durable. A disk that fails is not asked twice.
+func (s *Store) move(file, path string, n byte) error {
+	err := os.Rename(file, path)
+	if err == nil {
+		return nil
+	}
+	switch dir := filepath.Dir(path); {
+	case isAny(err, unix.ENOENT, unix.ENOTDIR):
+		s.synced[n].Store(false)
+		unix.Unlink(dir) // a file, or a link to nowhere, in its place; never a directory
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	case isAny(err, unix.EISDIR, unix.ENOTEMPTY, unix.EEXIST):
+		if err := disk.Evict(path); err != nil {
+			return err
+		}
+	default:
+		return err
+	}
+	return os.Rename(file, path)
+}
+
+// eachOf calls f for all, several at a time, and returns what went wrong.
+func eachOf[T any](all []T, f func(T) error) error {
 	var wg sync.WaitGroup
-	next := make(chan string)
-	errs := make([]error, min(syncers, len(paths)))
+	next := make(chan T)
+	errs := make([]error, min(syncers, len(all)))
 	for i := range errs {
 		wg.Go(func() {
-			for p := range next {
-				errs[i] = errors.Join(errs[i], f(p))
+			for x := range next {
+				errs[i] = errors.Join(errs[i], f(x))
 			}
 		})
 	}
-	for _, p := range paths {
-		next <- p
+	for _, x := range all {
+		next <- x
 	}
 	close(next)
 	wg.Wait()
