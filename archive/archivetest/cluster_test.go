@@ -36,6 +36,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asTracer) != "" {
 		os.Exit(trace(os.Args[1:]))
 	}
+	if dir := os.Getenv(floorDir); dir != "" {
+		fmt.Fprintln(os.Stderr, "floor:", keepFloor(dir))
+		os.Exit(1)
+	}
 	archivetest.Main(m, func(args []string) int { return cmd.Execute(args, os.Stdin, os.Stdout, os.Stderr) })
 }
 

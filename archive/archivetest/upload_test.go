@@ -209,7 +209,8 @@ func peakOf(pid int) int64 {
 }
 
 // Adding a directory to four replicas is at most twice as long as one backup of
-// it by restic, and says so. Both run in turn, and the quickest of each counts.
+// it by restic, and says so; also how it compares with the floor. All run in turn,
+// and the quickest of each counts.
 func TestAddBesideRestic(t *testing.T) {
 	if *restic == 0 {
 		t.Skip("takes minutes: -args -restic 3")
@@ -222,10 +223,12 @@ func TestAddBesideRestic(t *testing.T) {
 		n, bytes int
 	}{{"2048 x 512 KiB", 2048, 512 << 10}, {"100000 x 1 KiB", 100_000, 1 << 10}} {
 		dir := makeCorpus(t, corpus.n, corpus.bytes)
-		var ours, theirs []time.Duration
+		var ours, theirs, floors []time.Duration
 		for range *restic {
 			wall, work := backup(t, dir)
 			theirs = append(theirs, wall)
+			bare, least := floor(t, dir, corpus.bytes)
+			floors = append(floors, bare)
 			c := newCluster(t, 4, "software")
 			began, before := time.Now(), c.servedFor()
 			client := c.command("-q", "add", "-r", "corpus", dir)
@@ -233,15 +236,16 @@ func TestAddBesideRestic(t *testing.T) {
 				t.Fatalf("add -r: %v\n%s", err, out)
 			}
 			ours = append(ours, time.Since(began))
-			t.Logf("%s: of the processors' time the client took %.1f s, the replicas %.1f s, restic %.1f s", corpus.name,
-				worked(client.ProcessState).Seconds(), (c.servedFor() - before).Seconds(), work.Seconds())
+			t.Logf("%s: of the processors' time the client took %.1f s, the replicas %.1f s, the floor %.1f s, restic %.1f s", corpus.name,
+				worked(client.ProcessState).Seconds(), (c.servedFor() - before).Seconds(), least.Seconds(), work.Seconds())
 			c.allHold(corpus.n)
 			for _, m := range c.roster.Replicas {
 				c.serve[m.ID].Stop(syscall.SIGKILL)
 			}
 		}
-		a, b := slices.Min(ours).Seconds(), slices.Min(theirs).Seconds()
+		a, b, bare := slices.Min(ours).Seconds(), slices.Min(theirs).Seconds(), slices.Min(floors).Seconds()
 		t.Logf("%s: add -r to four replicas %.1f s, restic backup %.1f s: %.2f (all: %v, %v)", corpus.name, a, b, a/b, ours, theirs)
+		t.Logf("%s: the floor %.1f s: %.2f of restic backup; add -r %.2f of the floor (all: %v)", corpus.name, bare, bare/b, a/bare, floors)
 		if a > 2*b {
 			t.Errorf("%s: more than twice as long", corpus.name)
 		}
