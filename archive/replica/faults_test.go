@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/archivetest"
 	"github.com/bonafide-archive/bonafide/archive/wire"
@@ -375,6 +377,15 @@ func TestDamageBeforePhase(t *testing.T) {
 			})
 		}
 	}
+	// The digests above the row are left alone.
+	rebind := func(t *testing.T, _ *cluster, store string) {
+		db, err := bbolt.Open(filepath.Join(store, treeFile), 0o600, nil)
+		must(t, err)
+		defer db.Close()
+		must(t, db.Update(func(tx *bbolt.Tx) error {
+			return tx.Bucket([]byte("leaves")).Put([]byte("old/0007"), archive.Entry{Epoch: 1}.Bytes())
+		}))
+	}
 	slots := func(change func(*trust.Slots)) func(*testing.T, *cluster, string) {
 		return func(t *testing.T, c *cluster, _ string) {
 			s := c.Replicas[1].Statement(t).Slots
@@ -392,6 +403,7 @@ func TestDamageBeforePhase(t *testing.T) {
 	for _, tt := range archivetest.Thinned([]damage{
 		{"rows of an epoch never stored", plant(2), true},
 		{"a name planted in the past", plant(1), true},
+		{"a name bound to something else", rebind, true},
 		{"tree gone", func(t *testing.T, _ *cluster, store string) { wipe(t, filepath.Join(store, "tree.db")) }, true},
 		{"tree is garbage", func(t *testing.T, _ *cluster, store string) { garbage(t, filepath.Join(store, "tree.db")) }, true},
 		{"history gone", func(t *testing.T, _ *cluster, store string) { wipe(t, filepath.Join(store, "history")) }, true},
