@@ -114,6 +114,15 @@ func (r *reader) attested() (v Attested) {
 	return v
 }
 
+// Signers returns whose votes c has, ascending.
+func (c Certificate) Signers() []uint32 {
+	ids := make([]uint32, 0, len(c.Votes))
+	for _, v := range c.Votes {
+		ids = append(ids, v.Replica)
+	}
+	return ids
+}
+
 // Verify checks that c certifies rec under the roster in force: exactly 2f+1
 // update-mode attestations by distinct replicas of r, each holding rec's
 // previous record as head and rec as committed at c.Tick, with the epoch

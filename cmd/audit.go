@@ -13,10 +13,11 @@ import (
 )
 
 func (a *app) auditCommand() *cobra.Command {
-	var repair bool
+	var repair, history bool
 	var part string
+	var id uint32
 	c := &cobra.Command{
-		Use:   "audit [--repair] [--subset N/T] [--dir DIR]",
+		Use:   "audit [--repair] [--subset N/T] [--dir DIR] | --history [--replica ID]",
 		Short: "Check everything that replicas hold, and repair it",
 		Long: `Read everything that a replica holds and check it: the tree against the head that
 its own device attests, each record of history against its chain and
@@ -29,9 +30,24 @@ else: t runs, one for each n, check them all.
 Without --dir, every replica of the local trial. A replica that is served audits
 itself; another is audited by this process. Damage that is left ends with status
 5; a device that is behind the other replicas with 7: the next update phase
-mends that.`,
+mends that.
+
+With --history, be an auditor from outside, with the archive's first roster and
+no trust in any replica: ask one, over the network, for all records and
+certificates since the genesis and for all names. Each record must stand on the
+one before and be certified by 2f+1 devices; the newest must be what the
+replica's own device attests now; and the names that stand now, without those
+bound later, must give each epoch's root. So no name has ever changed or gone, or
+the audit ends with status 5 and says in which epoch. It takes time in proportion
+to names times the epochs that bound some.`,
+		Example: `  bonafide audit
+  bonafide audit --repair --dir /var/lib/bonafide
+  bonafide audit --history --replica 2 --roster genesis.json`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if history {
+				return about("audit", "", a.auditHistory(c.Context(), id))
+			}
 			subset, err := replica.ParseSubset(part)
 			if err != nil {
 				return usagef("audit: --subset: %w", err)
@@ -42,6 +58,12 @@ mends that.`,
 	c.Flags().BoolVar(&repair, "repair", false, "fetch what is damaged from the other replicas")
 	c.Flags().StringVar(&part, "subset", "", "check part `N/T` of the contents (default: all)")
 	c.Flags().String("dir", "", "`directory` of the replica or the trial (default: the local trial)")
+	c.Flags().BoolVar(&history, "history", false, "check all epochs and names since the genesis, over the network")
+	clientFlags(c)
+	replicaFlag(c, &id)
+	for _, own := range []string{"repair", "subset", "dir"} {
+		c.MarkFlagsMutuallyExclusive("history", own)
+	}
 	return c
 }
 

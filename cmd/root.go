@@ -137,7 +137,7 @@ To try it: bonafide tour. To keep a trial archive on this machine: bonafide serv
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
 		a.serveCommand(), a.addCommand(), a.getCommand(), a.updateCommand(), a.verifyCommand(),
-		a.auditCommand(), a.lsCommand(), a.statusCommand(), a.serviceCommand(),
+		a.auditCommand(), a.lsCommand(), a.logCommand(), a.statusCommand(), a.serviceCommand(),
 		a.guardCommand(), a.initCommand(), a.tourCommand(), a.versionCommand(),
 	}
 }

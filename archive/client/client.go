@@ -47,6 +47,7 @@ type Peer interface {
 	Add(ctx context.Context, s archive.Submission) (wire.Ack, error)
 	Pending(ctx context.Context, n archive.Name) (wire.PendingState, error)
 	Status(ctx context.Context) (wire.Status, error)
+	History(ctx context.Context, from archive.Epoch, limit int) ([]wire.SignedRecord, error)
 	Close()
 }
 

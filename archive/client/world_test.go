@@ -40,6 +40,8 @@ type fake struct {
 	pending  map[archive.Name]bool          // waiting for the next phase
 	calls    map[string]int                 // by method
 	fork     *forge.Epoch                   // shown instead of the newest
+
+	lieHistory func([]wire.SignedRecord) []wire.SignedRecord // told in histories
 }
 
 var _ Peer = (*fake)(nil)
@@ -299,6 +301,21 @@ func (f *fake) Status(ctx context.Context) (wire.Status, error) {
 		return wire.Status{}, err
 	}
 	return wire.Status{Replica: f.id, Epoch: f.now().Record.Epoch}, nil
+}
+
+func (f *fake) History(ctx context.Context, from archive.Epoch, limit int) (page []wire.SignedRecord, err error) {
+	if err := f.enter(ctx, "history"); err != nil {
+		return nil, err
+	}
+	newest := f.now().Record.Epoch
+	for e := from; e <= newest && len(page) < limit; e++ {
+		x := f.w.Ago(int(f.w.Newest().Record.Epoch - e))
+		page = append(page, wire.SignedRecord{Record: string(x.Record.Bytes()), Certificate: x.Certificate.Bytes()})
+	}
+	if f.lieHistory != nil {
+		page = f.lieHistory(page)
+	}
+	return page, nil
 }
 
 func (f *fake) Close() {}
