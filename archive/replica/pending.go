@@ -50,7 +50,9 @@ type Pending struct {
 	mu      sync.Mutex // guards all below
 	queue   []*put
 	held    map[archive.Digest]bool  // submissions
+	room    room                     // in the body that they will make
 	writers map[archive.KeyID]Stats  // of their submissions
+	bodies  map[archive.KeyID]uint64 // bytes of their submissions
 	stored  map[archive.KeyID]uint64 // bytes stored and not bound
 	names   map[archive.Name]int     // submissions that want it
 	total   Stats
@@ -94,6 +96,7 @@ func (p *Pending) count(s archive.Submission, sign int) {
 	n, size := uint64(len(s.Bindings))*uint64(sign), s.Size()*uint64(sign)
 	w := p.writers[s.Writer]
 	p.writers[s.Writer] = Stats{w.Names + n, w.Bytes + size}
+	p.bodies[s.Writer] += bodySize(s) * uint64(sign)
 	p.total = Stats{p.total.Names + n, p.total.Bytes + size}
 	for _, b := range s.Bindings {
 		if p.names[b.Name] += sign; p.names[b.Name] == 0 {
@@ -111,13 +114,18 @@ func (p *Pending) count(s archive.Submission, sign int) {
 // that come together share an fsync. One that is there already changes nothing.
 func (p *Pending) Put(s archive.Submission) error { return p.admit(s, nil) }
 
-// Admit is Put within the quota of the writer w, or ErrQuota.
+// Admit is Put within the quota of the writer w, and within what one proposal can
+// hold for him, or ErrQuota.
 func (p *Pending) Admit(s archive.Submission, w archive.Writer) error {
 	return p.admit(s, func(have Stats) error {
 		n, size := uint64(len(s.Bindings)), s.Size()
 		if have.Names+n > w.Names || have.Bytes+size > w.Bytes || have.Bytes+size < size {
 			return fmt.Errorf("%w: %d names and %d bytes pending, %d and %d more, allowed %d and %d",
 				ErrQuota, have.Names, have.Bytes, n, size, w.Names, w.Bytes)
+		}
+		if body := bodySize(s); !p.room.fits(p.bodies, s.Writer, body) {
+			return fmt.Errorf("%w: submissions of %d bytes pending, and %d more do not fit into the next update phase",
+				ErrQuota, p.bodies[s.Writer], body)
 		}
 		return nil
 	})

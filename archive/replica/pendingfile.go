@@ -77,7 +77,7 @@ func loaded(path string) (*Pending, error) {
 
 // openGuarded opens a file that may be damaged.
 func openGuarded(path string, readOnly bool) (*Pending, error) {
-	p := new(Pending)
+	p := &Pending{room: roomFor(1)}
 	o := &bbolt.Options{Timeout: lockWait, ReadOnly: readOnly}
 	o.OpenFile = func(name string, flag int, mode os.FileMode) (f *os.File, err error) {
 		f, err = os.OpenFile(name, flag, mode)
@@ -118,6 +118,7 @@ func (p *Pending) abandon() error {
 func (p *Pending) load() error {
 	p.held = make(map[archive.Digest]bool)
 	p.writers = make(map[archive.KeyID]Stats)
+	p.bodies = make(map[archive.KeyID]uint64)
 	p.stored = make(map[archive.KeyID]uint64)
 	p.names = make(map[archive.Name]int)
 	err := p.update(func(tx *bbolt.Tx) error {

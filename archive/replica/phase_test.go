@@ -33,15 +33,18 @@ type result struct {
 	err error
 }
 
-func newCluster(t *testing.T, n int) *cluster {
+func newCluster(t *testing.T, n int) *cluster { return newClusterOf(t, n) }
+
+// newClusterOf makes a cluster whose roster has been edited.
+func newClusterOf(t *testing.T, n int, edit ...func(*archive.Roster)) *cluster {
 	t.Helper()
-	a := archivetest.NewRoster(t, n, func(r *archive.Roster) {
+	a := archivetest.NewRoster(t, n, append([]func(*archive.Roster){func(r *archive.Roster) {
 		r.Limits = archive.TrialLimits(15 * time.Second)
 		r.Limits.Phase = archive.Duration(time.Minute) // test machines are busy
 		r.Limits.Join = archive.Duration(30 * time.Second)
 		r.Limits.Grace = archive.Duration(time.Second)
 		r.Limits.Linger = archive.Duration(2 * time.Second)
-	})
+	}}, edit...)...)
 	return &cluster{Archive: a, t: t, devices: make(map[uint32]trust.MAS), last: make(map[uint32]result)}
 }
 

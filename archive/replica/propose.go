@@ -42,26 +42,27 @@ func (a *attempt) freeze(ctx context.Context) (consensus.Manifest, error) {
 	return m, err
 }
 
-var errBodyFull = errors.New("body is full")
-
-// writeBody writes the body: for each submission be32 length || submission.
+// writeBody writes the body: for each submission be32 length || submission. What
+// is acknowledged fits; what the disk holds beyond that waits, each writer's own.
 func (a *attempt) writeBody(ctx context.Context, w io.Writer, pending *Pending) error {
-	buf, size := bufio.NewWriterSize(w, 1<<16), 0
+	buf, left := bufio.NewWriterSize(w, 1<<16), 0
+	shares, used := roomFor(len(a.Roster.Writers)), make(map[archive.KeyID]uint64)
 	now, age := a.Now(), a.Roster.Limits.SubmissionAge.Std()
 	err := pending.Each(func(s archive.Submission) error {
 		if writer, err := s.Verify(a.Roster); err != nil || writer.Permitted(s) != nil || s.Fresh(now, age) != nil {
 			return ctx.Err()
 		}
 		b := s.Bytes()
-		if size += 4 + len(b); size > maxBody {
-			return errBodyFull
+		if !shares.fits(used, s.Writer, 4+uint64(len(b))) {
+			left++
+			return ctx.Err()
 		}
+		used[s.Writer] += 4 + uint64(len(b))
 		a.checked.add(archive.DigestOf(b))
 		return errors.Join(writeSubmission(buf, b), ctx.Err())
 	})
-	if errors.Is(err, errBodyFull) {
-		a.log.Warn("more is pending than one proposal holds; the rest waits for the next epoch")
-		err = nil
+	if left > 0 {
+		a.log.Warn("more is pending than one proposal holds; the rest waits for the next epoch", "submissions", left)
 	}
 	return errors.Join(err, buf.Flush())
 }

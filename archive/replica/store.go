@@ -104,6 +104,7 @@ func (s *Store) Pending() (*Pending, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open pending: %w", err)
 	}
+	p.room = roomFor(len(s.roster.Writers))
 	s.pending = p
 	return p, nil
 }
