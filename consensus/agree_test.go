@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -609,4 +610,41 @@ func garbage(t *testing.T, addr string) {
 	if _, err := conn.Write(bytes.Repeat([]byte("garbage "), 1000)); err != nil {
 		t.Log(err) // already closed: as well
 	}
+}
+
+// A member whose port is full of strangers reaches the others by itself: all
+// agree as ever.
+func TestFloodedPort(t *testing.T) {
+	c := newCluster(t, 4)
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	var turned atomic.Int64
+	for i := range maxIncoming + 50 {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				conn, err := new(net.Dialer).DialContext(ctx, "tcp", c.roles[0].Addresses[0])
+				if err != nil { // not open yet, or no more
+					select {
+					case <-ctx.Done():
+					case <-time.After(50 * time.Millisecond):
+					}
+					continue
+				}
+				stop := context.AfterFunc(ctx, func() { conn.Close() })
+				if i%2 == 0 {
+					conn.Write([]byte("garbage"))
+				}
+				io.Copy(io.Discard, conn) // until it is shown out
+				stop()
+				conn.Close()
+				turned.Add(1)
+			}
+		})
+	}
+	flooded := c.start(1)
+	eventually(t, "strangers are shown out", func() bool { return turned.Load() > 20 })
+	c.sameDecision(append([]*process{flooded}, c.startExcept(1)...)...)
+	cancel()
+	all.Wait()
+	t.Logf("%d strangers shown out", turned.Load())
 }

@@ -294,6 +294,7 @@ func (p *phase) listen(ctx context.Context) error {
 	s := &server{done: make(chan struct{}), http: &http.Server{
 		Handler: p.handler(), TLSConfig: config,
 		ReadHeaderTimeout: p.Timeout, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		ConnState:   newDoor(p.Roster).state,
 		ErrorLog:    slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}}
