@@ -265,6 +265,7 @@ func TestCheckBlockRule(t *testing.T) {
 		{"tick that nobody committed at", carry1at2, votes(v1), "nobody committed at tick 2"},
 		{"committed at this very tick", carry1, votes(v1, f.vote(4, rec1)), "committed at tick 4"},
 		{"prepare vote missing", change(carry1, func(c *consensus.Carried) { c.Prepare = c.Prepare[:2] }), votes(v1), "2 prepare votes"},
+		{"prepare vote twice", change(carry1, func(c *consensus.Carried) { c.Prepare[1] = c.Prepare[0] }), votes(v1), "1 after 1"},
 		{"prepare vote of another tick", change(carry1, func(c *consensus.Carried) { c.Prepare[0] = carry1at2.Prepare[0] }), votes(v1), "prepare vote of replica 1"},
 		{"prepare vote for another record", change(carry2, func(c *consensus.Carried) { c.Prepare[0] = carry1at2.Prepare[1] }), votes(v2), "prepare vote of replica 2"},
 		{"prepare vote by another", change(carry1, func(c *consensus.Carried) { c.Prepare[0].Attestation = carry1.Prepare[1].Attestation }), votes(v1), "prepare vote of replica 1"},

@@ -377,15 +377,7 @@ func TestDamageBeforePhase(t *testing.T) {
 			})
 		}
 	}
-	// The digests above the row are left alone.
-	rebind := func(t *testing.T, _ *cluster, store string) {
-		db, err := bbolt.Open(filepath.Join(store, treeFile), 0o600, nil)
-		must(t, err)
-		defer db.Close()
-		must(t, db.Update(func(tx *bbolt.Tx) error {
-			return tx.Bucket([]byte("leaves")).Put([]byte("old/0007"), archive.Entry{Epoch: 1}.Bytes())
-		}))
-	}
+	rebind := func(t *testing.T, _ *cluster, store string) { rebind(t, store, "old/0007") }
 	slots := func(change func(*trust.Slots)) func(*testing.T, *cluster, string) {
 		return func(t *testing.T, c *cluster, _ string) {
 			s := c.Replicas[1].Statement(t).Slots
@@ -436,6 +428,39 @@ func TestDamageBeforePhase(t *testing.T) {
 				t.Errorf("record: %s", rec.Bytes())
 			}
 		})
+	}
+}
+
+// rebind binds a name to something else, and leaves the digests above its row
+// alone.
+func rebind(t *testing.T, store string, n archive.Name) {
+	t.Helper()
+	db, err := bbolt.Open(filepath.Join(store, treeFile), 0o600, nil)
+	must(t, err)
+	defer db.Close()
+	must(t, db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte("leaves")).Put([]byte(n), archive.Entry{Epoch: 1}.Bytes())
+	}))
+}
+
+// No digest that the old tree's file holds is believed: it is hashed from its
+// rows, and repaired where they do not give its root.
+func TestOldTreeIsRehashed(t *testing.T) {
+	f := newForge(t)
+	rec := f.Certify(t, files("n", 20))
+	p := f.newTestPhase()
+	store := filepath.Join(f.Replicas[0].Dir, storeDir)
+	ensure := func() error {
+		s, err := OpenStore(store, f.Roster)
+		must(t, err)
+		defer s.Close()
+		p.store, p.trees = s, &lender{store: s}
+		return p.ensureTree(t.Context(), rec)
+	}
+	must(t, ensure())
+	rebind(t, store, "n/0007")
+	if err := ensure(); !errors.Is(err, errTree) { // nobody is there to repair it from
+		t.Errorf("a name bound to something else: %v, want %v", err, errTree)
 	}
 }
 
