@@ -251,3 +251,42 @@ func TestPendingRoom(t *testing.T) {
 	must(t, p.Drop([]archive.Digest{sub(0).Digest()}))
 	must(t, p.Admit(sub(5), w))
 }
+
+// What the disk holds beyond the room of a body waits, and keeps out nobody
+// else's.
+func TestBodyIsShared(t *testing.T) {
+	public, other, err := ed25519.GenerateKey(nil)
+	must(t, err)
+	a := archivetest.NewRoster(t, 4, func(r *archive.Roster) {
+		r.Writers = append(r.Writers, archive.Writer{Key: archive.PublicKey(public), Names: 1 << 20, Bytes: 1 << 40})
+	})
+	f := &forge{a, t, archive.Genesis(a.Roster)}
+	p := f.newTestPhase()
+	p.dir = phaseDir(t.TempDir())
+	p.store, err = OpenStore(filepath.Join(a.Replicas[0].Dir, storeDir), a.Roster)
+	must(t, err)
+	defer p.store.Close()
+	pending, err := p.store.Pending()
+	must(t, err)
+	for i := range 12 {
+		s := a.Submission(time.Now(), map[archive.Name][]byte{archive.Name(fmt.Sprintf("n/%03d", i)): []byte("x")})
+		if i < 2 {
+			s.Sign(other)
+		}
+		must(t, pending.Put(s))
+		pending.room = room{each: 2 * bodySize(s), common: 3 * bodySize(s)}
+	}
+	m, err := p.newAttempt(1).freeze(t.Context())
+	must(t, err)
+	body, got := newBodyScanner(p.dir.body(m)), make(map[archive.KeyID]int)
+	for {
+		s, _, err := body.next()
+		if err != nil {
+			break
+		}
+		got[s.Writer]++
+	}
+	if n := got[archive.KeyIDOf(public)]; len(got) != 2 || n != 2 || got[archive.KeyIDOf(a.Writer.Public().(ed25519.PublicKey))] != 5 {
+		t.Errorf("the body holds %v, want 5 of the first writer and 2 of the other", got)
+	}
+}

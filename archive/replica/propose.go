@@ -46,14 +46,14 @@ func (a *attempt) freeze(ctx context.Context) (consensus.Manifest, error) {
 // is acknowledged fits; what the disk holds beyond that waits, each writer's own.
 func (a *attempt) writeBody(ctx context.Context, w io.Writer, pending *Pending) error {
 	buf, left := bufio.NewWriterSize(w, 1<<16), 0
-	shares, used := roomFor(len(a.Roster.Writers)), make(map[archive.KeyID]uint64)
+	used := make(map[archive.KeyID]uint64)
 	now, age := a.Now(), a.Roster.Limits.SubmissionAge.Std()
 	err := pending.Each(func(s archive.Submission) error {
 		if writer, err := s.Verify(a.Roster); err != nil || writer.Permitted(s) != nil || s.Fresh(now, age) != nil {
 			return ctx.Err()
 		}
 		b := s.Bytes()
-		if !shares.fits(used, s.Writer, 4+uint64(len(b))) {
+		if !pending.room.fits(used, s.Writer, 4+uint64(len(b))) {
 			left++
 			return ctx.Err()
 		}
