@@ -268,6 +268,9 @@ func TestBodyIsShared(t *testing.T) {
 	defer p.store.Close()
 	pending, err := p.store.Pending()
 	must(t, err)
+	if pending.room != roomFor(2) {
+		t.Errorf("room of two writers: %+v", pending.room)
+	}
 	for i := range 12 {
 		s := a.Submission(time.Now(), map[archive.Name][]byte{archive.Name(fmt.Sprintf("n/%03d", i)): []byte("x")})
 		if i < 2 {
