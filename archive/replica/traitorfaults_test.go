@@ -37,10 +37,10 @@ type fault struct {
 	leave  func(x *traitor) // before the device is locked
 
 	// What it takes to fire.
-	leads   bool // it is the first leader
-	behind  bool // a correct replica is an epoch behind, its tree gone
-	cut     bool // an attempt at the same epoch was cut off before
-	phases  int  // how many phases; 0: one
+	leads  bool // it is the first leader
+	behind bool // a correct replica is an epoch behind, its tree gone
+	cut    bool // an attempt at the same epoch was cut off before
+	phases int  // how many phases; 0: one
 }
 
 // faults are all switches.

@@ -1,0 +1,3 @@
+package replica
+
+func (s *siege) attack() {}
