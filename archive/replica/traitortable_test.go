@@ -46,7 +46,7 @@ type betrayed struct {
 func newBetrayed(t *testing.T, f *fault) *betrayed {
 	c := newCluster(t, 4)
 	hasten(c)
-	id := uint32(2)
+	id := uint32(4) // who dials the others first
 	if f.leads {
 		id = firstLeader(c.Roster, instanceOn(archive.Genesis(c.Roster), 1))
 	}
@@ -81,7 +81,7 @@ func (b *betrayed) row() {
 	if b.f.cut {
 		b.cutOff()
 	}
-	for phase := 1; phase <= max(b.f.phases, 1) || b.has(b.f.name) == 0 && phase <= 6; phase++ {
+	for phase := 1; phase <= max(b.f.phases, 1) || b.has(b.f.name) == 0 && phase <= 15; phase++ {
 		if b.f.behind {
 			b.leaveBehind()
 		}
