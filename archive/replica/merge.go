@@ -296,8 +296,10 @@ func (a *attempt) body(ctx context.Context, p consensus.ProposalCertificate) err
 	return errors.Join(err, <-stopped)
 }
 
-// bind adds what the block's proposals want to the tree, in one transaction,
-// and returns its root, recomputed from the rows, and the number of names.
+// bind adds what the block's proposals want to the tree, and returns its root,
+// recomputed from the rows, and the number of names. The rows are right, but they
+// may lie in a file in which the attacker has led searches astray: where it cannot
+// be written to, it is made anew from them.
 func (a *attempt) bind(ctx context.Context, origin consensus.Block, rec archive.EpochRecord) (root tree.Hash, names uint64, err error) {
 	if !a.trees.offers(a.base) { // an earlier attempt of this phase has written it
 		if err := a.ensureTree(ctx, a.base); err != nil {
@@ -305,24 +307,37 @@ func (a *attempt) bind(ctx context.Context, origin consensus.Block, rec archive.
 		}
 	}
 	err = a.trees.exclusive(func() error {
-		t, err := a.store.OpenTree(false)
-		if err != nil {
+		root, names, err = a.write(ctx, origin, rec)
+		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		defer t.Close()
-		var bodies []proposalBody
-		for _, p := range origin.Proposals {
-			bodies = append(bodies, newBodyScanner(a.phase.dir.body(p.Join.Manifest)))
+		a.log.Warn("cannot write to the tree; making its file anew", "err", err)
+		if failed := a.withoutLater(ctx, a.base); failed != nil {
+			return errors.Join(err, failed)
 		}
-		pairs, err := merge(ctx, a.Roster, rec.Epoch, rec.Time, bodies, t.Walk)
-		if err != nil {
-			return err
-		}
-		if err := a.durable("tree", func() error { _, _, err := t.Apply(ctx, pairs); return err }); err != nil {
-			return err
-		}
-		root, names, err = t.Rehash(ctx, nil)
+		root, names, err = a.write(ctx, origin, rec)
 		return err
 	})
 	return root, names, err
+}
+
+// write adds what the proposals want to the tree in one transaction.
+func (a *attempt) write(ctx context.Context, origin consensus.Block, rec archive.EpochRecord) (root tree.Hash, names uint64, err error) {
+	t, err := a.store.OpenTree(false)
+	if err != nil {
+		return root, 0, err
+	}
+	defer t.Close()
+	var bodies []proposalBody
+	for _, p := range origin.Proposals {
+		bodies = append(bodies, newBodyScanner(a.phase.dir.body(p.Join.Manifest)))
+	}
+	pairs, err := merge(ctx, a.Roster, rec.Epoch, rec.Time, bodies, t.Walk)
+	if err != nil {
+		return root, 0, err
+	}
+	if err := a.durable("tree", func() error { _, _, err := t.Apply(ctx, pairs); return err }); err != nil {
+		return root, 0, err
+	}
+	return t.Rehash(ctx, nil)
 }
