@@ -191,9 +191,10 @@ func (p *phase) adopt(ctx context.Context, rec archive.EpochRecord) error {
 		return fmt.Errorf("the device holds epoch %d: %w", held.Epoch, archive.ErrIntegrity)
 	}
 	if ok && held.Epoch == rec.Epoch {
-		return p.mend(ctx, rec)
-	}
-	if err := p.storeHead(ctx, rec); err != nil {
+		if err := p.mend(ctx, rec); err != nil || rec.Epoch == p.base.Epoch {
+			return err
+		}
+	} else if err := p.storeHead(ctx, rec); err != nil {
 		return err
 	}
 	p.caughtUp = true
@@ -299,7 +300,7 @@ func (p *phase) ensureTree(ctx context.Context, rec archive.EpochRecord) error {
 	p.trees.withdraw()
 	switch {
 	case good:
-		err = p.durable("tree without later rows", func() error { return p.rebuild(ctx, rec) })
+		err = p.withoutLater(ctx, rec)
 	case rec.Names == 0:
 		err = p.durable("empty tree", func() error {
 			_, _, err := boltstore.Build(ctx, p.store.TreePath(), nothing, (*tree.Hash)(&rec.Root))
@@ -334,6 +335,11 @@ func (p *phase) rehash(ctx context.Context, rec archive.EpochRecord) (good, late
 		return false
 	})
 	return err == nil && root == rec.Root && n == rec.Names, later, err
+}
+
+// withoutLater makes the tree's file anew, of the rows up to rec's epoch.
+func (p *phase) withoutLater(ctx context.Context, rec archive.EpochRecord) error {
+	return p.durable("tree without later rows", func() error { return p.rebuild(ctx, rec) })
 }
 
 // rebuild writes the rows up to rec's epoch to a new file.

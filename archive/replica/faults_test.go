@@ -722,3 +722,34 @@ func TestSaysOneThing(t *testing.T) {
 		t.Error("committed at a lower tick")
 	}
 }
+
+// One replica alone has stored the head of an epoch, the others have committed it,
+// and the attacker takes the record and its certificate from all. The others
+// certify it again; the one ends its phase with them, at the epoch it had.
+func TestHeadWithoutRecord(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 4)
+	hasten(c)
+	c.add(c.files(3, "early"), c.all()...)
+	for _, id := range c.all(4) {
+		c.devices[id] = &device{c.Replicas[id-1].MAS, func(op string, s trust.Slots) error {
+			if op == "store" && s.Epoch == 1 {
+				return errCut
+			}
+			return nil
+		}}
+	}
+	c.phase(t.Context(), c.all()...)
+	clear(c.devices)
+	head := c.Replicas[3].Statement(t).Slots.Head
+	for _, r := range c.Replicas {
+		wipe(t, filepath.Join(r.Dir, storeDir, historyDir))
+	}
+	c.phase(t.Context(), c.all()...)
+	if rec := c.agreed(1, c.all()...); rec.Head() != archive.Digest(head) {
+		t.Errorf("certified %s, the head of replica 4 was %x", rec.Bytes(), head)
+	}
+	if out := c.last[4].Outcome; !out.CaughtUp {
+		t.Errorf("replica 4: %+v", out)
+	}
+}
