@@ -538,7 +538,9 @@ func (s *siege) relieved() {
 			if err := s.last[id].err; err != nil {
 				s.t.Errorf("phase %d without faults, replica %d: %v", s.number, id, err)
 			}
-			s.holds(id, s.newest)
+			if st := s.Replicas[id-1].Statement(s.t); st.Slots.Epoch != uint64(s.newest) || st.Counter != uint64(s.newest) {
+				s.t.Errorf("phase %d without faults, replica %d: epoch %d, counter %d; want %d", s.number, id, st.Slots.Epoch, st.Counter, s.newest)
+			}
 		}
 		if s.newest <= before {
 			s.t.Errorf("phase %d without faults: no epoch after %d", s.number, before)
@@ -546,6 +548,9 @@ func (s *siege) relieved() {
 		if s.t.Failed() {
 			return
 		}
+	}
+	for _, id := range s.all() { // also what the faulty had left in their slots is gone
+		s.holds(id, s.newest)
 	}
 	s.whole()
 	s.kept()
