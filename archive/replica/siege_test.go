@@ -201,11 +201,16 @@ type plan struct {
 	cuts   []cut
 }
 
-// kill ends the process of a replica when it has come by n points.
+// kill ends the process of a replica when it has come by n points, or comes by
+// a certain one.
 type kill struct {
 	n     int64
+	point string
 	again bool // it is started again, in the same boot
 }
+
+// lastPoints are points at which a record may be certified and nobody, or few, know.
+var lastPoints = []string{"before commit", "after commit", "before record", "after record", "before head", "after head"}
 
 func (p plan) String() string {
 	var b strings.Builder
@@ -247,7 +252,12 @@ func (s *siege) plan() plan {
 			some = len(loyal)
 		}
 		for _, i := range s.rnd.Perm(len(loyal))[:some] {
-			p.kills[loyal[i]] = kill{1 + s.rnd.Int64N(40), s.rnd.IntN(3) > 0}
+			p.kills[loyal[i]] = kill{n: 1 + s.rnd.Int64N(40), again: s.rnd.IntN(3) > 0}
+		}
+	}
+	if s.chance(5) { // all but one or so, when they commit
+		for _, id := range loyal[s.rnd.IntN(2):] {
+			p.kills[id] = kill{point: lastPoints[s.rnd.IntN(len(lastPoints))]}
 		}
 	}
 	if s.chance(3) {
@@ -352,7 +362,7 @@ func (s *siege) process(ctx context.Context, id uint32, w *wall, k kill) result 
 	life, die := context.WithCancel(ctx)
 	defer die()
 	c := s.config(id)
-	c.at = (&doom{n: k.n, die: die}).at
+	c.at = (&doom{kill: k, die: die}).at
 	ended := make(chan struct{})
 	go func() { // of its own, since a kill ends it
 		defer close(ended)
@@ -370,17 +380,22 @@ func (s *siege) process(ctx context.Context, id uint32, w *wall, k kill) result 
 	return s.process(ctx, id, w, kill{})
 }
 
-// doom kills a process at the n-th point that it comes by; never, if n is 0.
+// doom kills a process at a point that it comes by.
 type doom struct {
-	n    int64
+	kill
 	came atomic.Int64
+	dead atomic.Bool
 	die  context.CancelFunc
 }
 
 // at ends whatever goroutine comes by a point after the process's death. The
 // engine's own would not be missed by it, and runs on for the moment.
 func (d *doom) at(point string) {
-	if d.n == 0 || d.came.Add(1) < d.n {
+	came := d.came.Add(1)
+	if d.n > 0 && came >= d.n || d.point == point {
+		d.dead.Store(true)
+	}
+	if !d.dead.Load() {
 		return
 	}
 	d.die()
