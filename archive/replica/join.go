@@ -226,12 +226,12 @@ func freeTick(st trust.Statement) uint64 {
 	return st.Slots.Tick
 }
 
-// present returns how many replicas, with this one, are here to build on base.
-// It wants know.
+// present returns how many replicas, with this one, are here to build on base,
+// for all that anybody has shown of them. It wants know.
 func (p *phase) present() int {
 	n := 1
 	for _, h := range p.direct {
-		if buildsOn(h.statement, p.base) {
+		if buildsOn(h.statement, p.base) && buildsOn(p.hellos[h.from].statement, p.base) {
 			n++
 		}
 	}
@@ -318,11 +318,15 @@ func (p *phase) gatherTick(ctx context.Context, window time.Time) (tick uint64, 
 		return 0, err
 	}
 	p.know.Lock()
-	defer p.know.Unlock()
-	if p.live > p.spent() {
-		return p.live, nil
+	live, ticks, spent := p.live, p.ticks(freeTick), p.spent()
+	p.know.Unlock()
+	switch {
+	case live > spent:
+		return live, nil
+	case len(ticks) < p.Roster.Quorum(): // some have gone meanwhile
+		return p.gatherTick(ctx, window)
 	}
-	return nextTick(p.ticks(freeTick), p.Roster.F), nil
+	return nextTick(ticks, p.Roster.F), nil
 }
 
 // isBehind says whether peers proved a newer epoch, or ours is in doubt and

@@ -71,6 +71,28 @@ func TestHello(t *testing.T) {
 	}
 }
 
+// A replica that has answered us, and has shown another since then that it has
+// moved on, is no company.
+func TestGoneSinceHello(t *testing.T) {
+	f := newForge(t)
+	p := f.newTestPhase()
+	for _, id := range []uint32{2, 3} {
+		if _, err := p.takeHello(f.hello(id, 1, p.asked[id])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := f.slots(3, 0)
+	s.Epoch, s.Head = 1, [32]byte{7}
+	f.store(3, s)
+	if _, err := p.takeHello(f.hello(3, 4, [32]byte{})); err != nil {
+		t.Fatal(err)
+	}
+	tick, err := p.gatherTick(t.Context(), time.Now().Add(100*time.Millisecond))
+	if !errors.Is(err, ErrTooFew) || p.present() != 2 {
+		t.Errorf("tick %d, %v, with %d present", tick, err, p.present())
+	}
+}
+
 // A later tick that hellos justify is followed, unless Q are at ours.
 func TestMoveUpRule(t *testing.T) {
 	f := newForge(t)
