@@ -243,6 +243,9 @@ func (s *siege) plan() plan {
 	if s.chance(8) {
 		p.absent = append(p.absent, loyal[s.rnd.IntN(len(loyal))])
 	}
+	if ahead := s.ahead(); len(ahead) > 0 && len(ahead) < s.Roster.Quorum() && s.chance(2) {
+		p.absent = ahead // the others must get there without those who are there
+	}
 	if s.chance(4) {
 		p.late[loyal[s.rnd.IntN(len(loyal))]] = time.Duration(s.rnd.IntN(1500)) * time.Millisecond
 	}
@@ -264,6 +267,19 @@ func (s *siege) plan() plan {
 		p.cuts = s.drawCuts()
 	}
 	return p
+}
+
+// ahead returns the correct replicas that hold the newest epoch, if not all do.
+func (s *siege) ahead() (ids []uint32) {
+	for _, id := range s.loyal() {
+		if archive.Epoch(s.Replicas[id-1].Statement(s.t).Slots.Epoch) == s.newest {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) == len(s.loyal()) {
+		return nil
+	}
+	return ids
 }
 
 func (s *siege) anyFault() *fault { return faults[s.rnd.IntN(len(faults))] }
