@@ -3,7 +3,10 @@ package cmd
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,11 +15,18 @@ import (
 	"github.com/bonafide-archive/bonafide/archive/client"
 )
 
+// getting is how get was asked.
+type getting struct {
+	out, receipt string
+	recursive    bool
+	excluding
+}
+
 func (a *app) getCommand() *cobra.Command {
-	var out, receipt string
+	var g getting
 	c := &cobra.Command{
-		Use:   "get NAME",
-		Short: "Get the content of a name",
+		Use:   "get NAME... | -r PREFIX DIR",
+		Short: "Get the contents of names",
 		Long: `Ask all replicas for a name, believe what f+1 of them prove, and fetch the
 content from whichever serves it. Nothing is written before its digest is right:
 to stdout, or to a file that is there whole or not at all. Blocks of 1 MiB are
@@ -24,18 +34,123 @@ checked as they come, and a damaged one is fetched from another replica. What an
 interrupted get has fetched stays beside the file, as .bonafide-part-DIGEST, and
 the next get of that content goes on from there.
 
+The contents of several names go to stdout one after the other, if all are to be
+had, or with -o DIR each
+to its name below that directory. With -r, get all names below PREFIX, one proven
+listing of them (if it is empty, of all), each to its path below PREFIX in DIR:
+what add -r PREFIX has added. Directories are made as needed, and no name and no
+link leads out of DIR. What is there with the right content is not fetched again,
+so that an interrupted get -r goes on; other regular files in the way are replaced.
+A name that cannot be a file, as where another needs a directory or a segment is
+longer than the file system takes, is reported, and the others are got.
+
 A name that is proven absent ends with status 4; one that is only pending is
 absent too. Answers older than what this client has seen before are refused
-with status 7.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			return about("get", args[0], a.get(c.Context(), args[0], out, receipt))
-		},
+with status 7. If some of several names are not got, the status is 3.`,
+		Example: `  bonafide get notes/a.txt
+  bonafide get notes/a.txt -o a.txt --receipt a.receipt
+  bonafide get notes/a.txt notes/b.txt -o here/
+  bonafide get -r photos/2026 ~/Pictures/2026 --exclude '*.tmp'`,
+		Args: func(_ *cobra.Command, args []string) error { return g.check(len(args)) },
+		RunE: func(c *cobra.Command, args []string) error { return a.getBy(c.Context(), g, args) },
 	}
 	clientFlags(c)
-	c.Flags().StringVarP(&out, "output", "o", "", "`file` for the content, - for stdout")
-	c.Flags().StringVar(&receipt, "receipt", "", "`file` for the receipt")
+	f := c.Flags()
+	f.BoolVarP(&g.recursive, "recursive", "r", false, "get all names below a prefix")
+	f.StringVarP(&g.out, "output", "o", "", "`file` for the content, - for stdout; a directory, if it is one or ends with /")
+	f.StringVar(&g.receipt, "receipt", "", "`file` for the receipt; of several, a directory")
+	g.excluding.flags(c)
+	c.MarkFlagsMutuallyExclusive("recursive", "output")
 	return c
+}
+
+// check checks how many arguments there are.
+func (g getting) check(args int) error {
+	switch {
+	case g.recursive && args != 2:
+		return errors.New("want -r PREFIX DIR")
+	case args == 0:
+		return errors.New("want NAME")
+	case !g.recursive && len(g.patterns)+len(g.files) > 0:
+		return errors.New("--exclude is of -r")
+	}
+	return nil
+}
+
+func (a *app) getBy(ctx context.Context, g getting, args []string) error {
+	switch {
+	case g.recursive:
+		return about("get -r", args[0], a.getTree(ctx, g, args[0], args[1]))
+	case len(args) > 1 || g.out != "-" && isDirectory(g.out):
+		return about("get", onlyOne(args), a.getMany(ctx, g, args))
+	}
+	return about("get", args[0], a.get(ctx, args[0], g.out, g.receipt))
+}
+
+// getMany gets several names into a directory, each to its name there, or to
+// stdout.
+func (a *app) getMany(ctx context.Context, g getting, args []string) error {
+	toStdout := g.out == "" || g.out == "-"
+	if a.json && toStdout {
+		return usagef("with --json the contents need -o DIR")
+	}
+	names, err := a.parseNames(args)
+	if err != nil {
+		return err
+	}
+	c, err := a.connect(false)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	results, err := c.Get(ctx, names...)
+	if err != nil {
+		return err
+	}
+	t := &gotTree{Type: "summary", Epoch: results[0].Record.Epoch, MAS: string(c.Roster.Profile()), dir: g.out, receipt: g.receipt}
+	var all []*fetching
+	for _, r := range results {
+		all = append(all, &fetching{Result: r, rel: filepath.FromSlash(string(r.Name))})
+	}
+	if toStdout {
+		return a.printAll(ctx, c, all, t)
+	}
+	return a.fetchAll(ctx, c, all, t)
+}
+
+// printAll writes contents to stdout, one after the other, if all are to be had.
+func (a *app) printAll(ctx context.Context, c *client.Client, all []*fetching, t *gotTree) error {
+	for _, f := range all {
+		if t.errs = append(t.errs, f.Result.Err); f.Result.Err != nil {
+			t.Failed++
+			if err := a.failed(f.Name, f.Result.Err); err != nil {
+				return err
+			}
+		}
+	}
+	if err := t.verdict(); err != nil {
+		return err
+	}
+	for _, f := range all {
+		if err := a.printOne(ctx, c, f, t.receipt); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *app) printOne(ctx context.Context, c *client.Client, f *fetching, receipts string) error {
+	if err := a.fetch(ctx, c, f.Entry.Content, ""); err != nil {
+		return err
+	}
+	a.tell(f.Result)
+	if receipts == "" {
+		return nil
+	}
+	if err := os.MkdirAll(receipts, 0o777); err != nil {
+		return err
+	}
+	return saveReceipt(filepath.Join(receipts, receiptName(f.Name)), f.Receipt)
 }
 
 // got is what get prints.

@@ -56,11 +56,17 @@ func hashFile(ctx context.Context, path string) (hashed, error) {
 }
 
 // inOrder has work done on all cores on what feed yields, at most n things, and
+// passes each to done in the order in which it was yielded: inOrderBy.
+func inOrder[T any](n int, feed func(yield func(T)) error, work func(T), done func(T) error) error {
+	return inOrderBy(runtime.GOMAXPROCS(0), n, feed, work, done)
+}
+
+// inOrderBy has so many workers work on what feed yields, at most n things, and
 // passes each to done in the order in which it was yielded. feed never waits for
 // the work. An error of done ends the work; it, or else that of feed, is returned.
-func inOrder[T any](n int, feed func(yield func(T)) error, work func(T), done func(T) error) error {
+func inOrderBy[T any](workers, n int, feed func(yield func(T)) error, work func(T), done func(T) error) error {
 	o := &ordered[T]{todo: make(chan job[T], n), order: make(chan job[T], n), work: work}
-	for range runtime.GOMAXPROCS(0) {
+	for range workers {
 		go o.run()
 	}
 	fed := make(chan error, 1)

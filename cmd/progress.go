@@ -22,25 +22,30 @@ func (a *app) progress() func(client.Progress) {
 // shows reports whether progress is shown.
 func (a *app) shows() bool { return !a.quiet && !a.json && isTerminal(a.err) }
 
-// treeProgress shows how much of a directory has been read, on a terminal only.
-// Reading waits for the replicas, so that it says how far all is.
-func (a *app) treeProgress(what string, total uint64) func(client.Progress) {
+// treeProgress shows how much of many files has been read or fetched, on a terminal
+// only. Reading waits for the replicas, so that it says how far all is.
+func (a *app) treeProgress(what, stage string, total uint64) func(client.Progress) {
 	if !a.shows() || total == 0 {
 		return nil
 	}
 	bar := a.bar(plain(what), total)
 	var mu sync.Mutex
-	under := make(map[archive.Name]uint64) // bytes of files that are being read
+	type item struct {
+		n archive.Name
+		d archive.Digest
+	}
+	under := make(map[item]uint64) // bytes of files that are under way
 	return func(p client.Progress) {
 		mu.Lock()
 		defer mu.Unlock()
-		if p.Stage != "read" || p.Done < under[p.Name] {
+		it := item{p.Name, p.Digest}
+		if p.Stage != stage || p.Done < under[it] {
 			return
 		}
-		_ = bar.Add64(int64(p.Done - under[p.Name]))
-		under[p.Name] = p.Done
+		_ = bar.Add64(int64(p.Done - under[it]))
+		under[it] = p.Done
 		if p.Done == p.Total {
-			delete(under, p.Name)
+			delete(under, it)
 		}
 	}
 }

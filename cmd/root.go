@@ -23,12 +23,13 @@ type app struct {
 	*printer
 	stdin   io.Reader
 	v       *viper.Viper
-	running bool // a command has begun: what fails from here on is not its usage
+	told    map[string]bool // warnings about results
+	running bool            // a command has begun: what fails from here on is not its usage
 }
 
 // Execute runs one command line and returns the exit status.
 func Execute(args []string, stdin io.Reader, stdout, stderr io.Writer) (status int) {
-	a := &app{printer: newPrinter(stdout, stderr), stdin: stdin, v: viper.New()}
+	a := &app{printer: newPrinter(stdout, stderr), stdin: stdin, v: viper.New(), told: make(map[string]bool)}
 	defer func() {
 		if p := recover(); p != nil {
 			status = a.fail(a.panicked(p))
@@ -136,7 +137,7 @@ To try it: bonafide tour. To keep a trial archive on this machine: bonafide serv
 
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
-		a.serveCommand(), a.addCommand(), a.getCommand(), a.updateCommand(), a.verifyCommand(),
+		a.serveCommand(), a.addCommand(), a.getCommand(), a.receiptCommand(), a.updateCommand(), a.verifyCommand(),
 		a.auditCommand(), a.lsCommand(), a.logCommand(), a.statusCommand(), a.serviceCommand(),
 		a.guardCommand(), a.initCommand(), a.tourCommand(), a.versionCommand(),
 	}

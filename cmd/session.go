@@ -134,10 +134,13 @@ func adviceOn(err error) string {
 
 func clock(t time.Time) string { return t.Local().Format(time.DateTime) }
 
-// tell prints what is odd about a result, though it is right.
+// tell prints what is odd about a result, though it is right, and each thing once.
 func (a *app) tell(r client.Result) {
 	for _, w := range r.Warnings {
-		a.warn("%s", w)
+		if !a.told[w] {
+			a.told[w] = true
+			a.warn("%s", w)
+		}
 	}
 }
 

@@ -123,8 +123,12 @@ func (w *walk) pass(path string, n archive.Name, err error) {
 // pathless returns an error without the path that stands before it anyway.
 func pathless(err error) error {
 	var at *fs.PathError
-	if errors.As(err, &at) {
+	var from *os.LinkError
+	switch {
+	case errors.As(err, &at):
 		return at.Err
+	case errors.As(err, &from):
+		return from.Err
 	}
 	return err
 }

@@ -443,7 +443,7 @@ func (b *blockFetch) receive(i uint64, block []byte, r *replica) error {
 	b.mu.Lock()
 	total := b.bytes
 	b.mu.Unlock()
-	b.d.c.tell(Progress{Stage: "fetch", Replica: r.ID, Done: total, Total: b.d.want.Size})
+	b.d.c.tell(Progress{Stage: "fetch", Digest: b.d.want.Digest, Replica: r.ID, Done: total, Total: b.d.want.Size})
 	return nil
 }
 

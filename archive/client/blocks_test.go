@@ -314,8 +314,12 @@ func changeByte(t *testing.T, path string, at int64) {
 func TestPartNotOwn(t *testing.T) {
 	dir := t.TempDir()
 	c := archive.Content{Digest: archive.Digest{1}, Size: 2 << 20}
-	path := filepath.Join(dir, "out")
-	name, other := partName(c, path), filepath.Join(dir, "other")
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	name, other := partName(c, filepath.Join(dir, "out")), filepath.Join(dir, "other")
 	if err := os.WriteFile(other, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -323,12 +327,12 @@ func TestPartNotOwn(t *testing.T) {
 		"hard link": func() error { return os.Link(other, name) },
 		"symlink":   func() error { return os.Symlink(other, name) },
 		"directory": func() error { return os.Mkdir(name, 0o700) },
-		"locked":    func() error { f := lockPart(name); t.Cleanup(func() { f.Close() }); return nil },
+		"locked":    func() error { f := lockPart(root, filepath.Base(name)); t.Cleanup(func() { f.Close() }); return nil },
 	} {
 		if err := put(); err != nil {
 			t.Fatal(err)
 		}
-		f, err := openPart(c, path)
+		f, _, err := openPart(c, root, "out")
 		if err != nil || f.Name() == name {
 			t.Errorf("%s: got %v, %v", what, f, err)
 		}

@@ -83,9 +83,10 @@ type Config struct {
 type Progress struct {
 	Stage   string // "read", "upload", "fetch"
 	Name    archive.Name
-	Replica uint32 // of an upload
-	Done    uint64 // bytes
-	Total   uint64 // bytes; 0: unknown
+	Digest  archive.Digest // of what is fetched, which has no name here
+	Replica uint32         // of an upload or fetch
+	Done    uint64         // bytes
+	Total   uint64         // bytes; 0: unknown
 }
 
 // Client asks one archive. Its methods may be called concurrently.

@@ -44,45 +44,77 @@ func (c *Client) Fetch(ctx context.Context, content archive.Content, w io.Writer
 // the next call goes on from there.
 func (c *Client) FetchFile(ctx context.Context, content archive.Content, path string) error {
 	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a regular file", path)
+		return fmt.Errorf("%s: %w", path, errNotRegular)
 	}
-	f, err := openPart(content, path)
+	root, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return c.fetchIn(ctx, content, root, filepath.Base(path))
+}
+
+// FetchIn is FetchFile for a path in root, which no link leads out of. It makes
+// the directories on the way. A link at the end of the path is no regular file.
+func (c *Client) FetchIn(ctx context.Context, content archive.Content, root *os.Root, path string) error {
+	if fi, err := root.Lstat(path); err == nil && !fi.Mode().IsRegular() {
+		return &fs.PathError{Op: "replace", Path: path, Err: errNotRegular}
+	}
+	if err := root.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+		return err
+	}
+	return c.fetchIn(ctx, content, root, path)
+}
+
+var errNotRegular = errors.New("not a regular file")
+
+// fetchIn brings a content to a path in root.
+func (c *Client) fetchIn(ctx context.Context, content archive.Content, root *os.Root, path string) error {
+	f, name, err := openPart(content, root, path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	kept, err := c.fetchInto(ctx, content, f)
-	if err != nil && !kept {
-		os.Remove(f.Name())
+	kept, err := c.fetchInto(ctx, content, f, name)
+	if err == nil {
+		err = root.Rename(name, path)
 	}
 	if err != nil {
+		if !kept {
+			root.Remove(name)
+		}
 		return err
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		os.Remove(f.Name())
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return syncIn(root, filepath.Dir(path))
 }
 
-// fetchInto brings a content into f and onto the disk. When it fails, kept says
-// whether something in f is worth keeping.
-func (c *Client) fetchInto(ctx context.Context, content archive.Content, f *os.File) (kept bool, err error) {
+// fetchInto brings a content into f, called name, and onto the disk. When it
+// fails, kept says whether something in f is worth keeping.
+func (c *Client) fetchInto(ctx context.Context, content archive.Content, f *os.File, name string) (kept bool, err error) {
 	d := c.newDownload(content, f)
 	if err := d.run(ctx); err != nil {
-		return d.kept && f.Name() == partName(content, f.Name()), err
+		return d.kept && name == partName(content, name), err
 	}
 	return false, f.Sync()
 }
 
-// createBeside makes a new file in path's directory, with the permissions that
-// a new file at path would get.
-func createBeside(path string) (*os.File, error) {
+// syncIn makes the entries of a directory in root durable.
+func syncIn(root *os.Root, dir string) error {
+	d, err := root.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// createBeside makes a new file in the directory of a path in root, with the
+// permissions that a new file at the path would get, and returns its name.
+func createBeside(root *os.Root, path string) (*os.File, string, error) {
 	for {
 		name := filepath.Join(filepath.Dir(path), ".bonafide-"+rand.Text()[:12])
-		f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o666)
+		f, err := root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o666)
 		if !errors.Is(err, fs.ErrExist) {
-			return f, err
+			return f, name, err
 		}
 	}
 }
@@ -311,7 +343,7 @@ func (d *download) write(b []byte, r *replica) error {
 	d.hash.Write(b)
 	d.done += uint64(len(b))
 	d.from[r], d.moved = true, time.Now()
-	d.c.tell(Progress{Stage: "fetch", Replica: r.ID, Done: d.done, Total: d.want.Size})
+	d.c.tell(Progress{Stage: "fetch", Digest: d.want.Digest, Replica: r.ID, Done: d.done, Total: d.want.Size})
 	return nil
 }
 

@@ -16,27 +16,31 @@ func partName(c archive.Content, path string) string {
 	return filepath.Join(filepath.Dir(path), ".bonafide-part-"+c.Digest.String())
 }
 
-// openPart opens a file beside path for a content on its way: one that goes on
-// where the last try ended if it comes by block and nobody else is at it,
-// otherwise a new one.
-func openPart(c archive.Content, path string) (*os.File, error) {
+// openPart opens a file beside a path in root for a content on its way: one that
+// goes on where the last try ended if it comes by block and nobody else is at it,
+// otherwise a new one. It returns its name in root too.
+func openPart(c archive.Content, root *os.Root, path string) (*os.File, string, error) {
 	if c.BlockCount() > 1 {
-		if f := lockPart(partName(c, path)); f != nil {
-			return f, nil
+		name := partName(c, path)
+		if f := lockPart(root, name); f != nil {
+			return f, name, nil
 		}
 	}
-	return createBeside(path)
+	return createBeside(root, path)
 }
 
 // lockPart opens or makes the file and locks it until it is closed. It returns
 // nil if that is not to be had, or the file is not this user's alone: whoever
 // may write the directory could have put it there.
-func lockPart(name string) *os.File {
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o666)
+func lockPart(root *os.Root, name string) *os.File {
+	if fi, err := root.Lstat(name); err == nil && !fi.Mode().IsRegular() {
+		return nil
+	}
+	f, err := root.OpenFile(name, os.O_CREATE|os.O_RDWR|unix.O_NONBLOCK, 0o666)
 	if err != nil {
 		return nil
 	}
-	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && ownFile(f, name) {
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && ownFile(f, root, name) {
 		return f
 	}
 	f.Close()
@@ -44,7 +48,7 @@ func lockPart(name string) *os.File {
 }
 
 // ownFile reports whether f is a regular file of this user, with the one name.
-func ownFile(f *os.File, name string) bool {
+func ownFile(f *os.File, root *os.Root, name string) bool {
 	fi, err := f.Stat()
 	if err != nil || !fi.Mode().IsRegular() {
 		return false
@@ -53,6 +57,6 @@ func ownFile(f *os.File, name string) bool {
 	if !ok || st.Nlink != 1 || int(st.Uid) != os.Geteuid() {
 		return false
 	}
-	now, err := os.Lstat(name) // another may have renamed it before it was locked
+	now, err := root.Lstat(name) // another may have renamed it before it was locked
 	return err == nil && os.SameFile(fi, now)
 }
