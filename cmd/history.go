@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
 	"github.com/bonafide-archive/bonafide/archive"
@@ -133,29 +132,4 @@ func (a *app) auditHistory(ctx context.Context, id uint32) error {
 	return a.result(walkedTo(h, profile, true),
 		"replica %d: epoch %d of %s: %s from genesis, each certified by 2f+1 devices; %s, none changed or removed: sound; MAS profile %s",
 		h.Replica, rec.Epoch, clock(rec.Time), count(uint64(rec.Epoch), "record"), count(h.Names, "name"), profile)
-}
-
-// counting shows how many things of how many are done, on a terminal only, until
-// end is called.
-func (a *app) counting(what string) (show func(done, total uint64), end func()) {
-	if !a.shows() {
-		return nil, func() {}
-	}
-	var bar *progressbar.ProgressBar
-	show = func(done, total uint64) {
-		if bar == nil {
-			bar = progressbar.NewOptions64(int64(total),
-				progressbar.OptionSetWriter(a.stderr()),
-				progressbar.OptionSetDescription(what),
-				progressbar.OptionShowCount(),
-				progressbar.OptionThrottle(100*time.Millisecond),
-				progressbar.OptionClearOnFinish())
-		}
-		_ = bar.Set64(int64(done))
-	}
-	return show, func() {
-		if bar != nil {
-			_ = bar.Finish()
-		}
-	}
 }

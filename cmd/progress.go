@@ -50,6 +50,26 @@ func (a *app) treeProgress(what, stage string, total uint64) func(client.Progres
 	}
 }
 
+// counting shows how many of so many things are done, on a terminal only. end
+// takes it off the screen.
+func (a *app) counting(what string) (show func(done, total uint64), end func()) {
+	if !a.shows() {
+		return func(_, _ uint64) {}, func() {}
+	}
+	var bar *progressbar.ProgressBar
+	show = func(done, total uint64) {
+		if bar == nil {
+			bar = a.bar(what, total, progressbar.OptionShowBytes(false), progressbar.OptionShowCount())
+		}
+		_ = bar.Set64(int64(done))
+	}
+	return show, func() {
+		if bar != nil {
+			_ = bar.Finish()
+		}
+	}
+}
+
 // bars is the one bar on the screen. Uploads of a content to several replicas
 // show as one: that of the replica which leads.
 type bars struct {
@@ -84,11 +104,12 @@ func (b *bars) end() {
 	}
 }
 
-func (a *app) bar(what string, total uint64) *progressbar.ProgressBar {
-	return progressbar.NewOptions64(int64(total),
+func (a *app) bar(what string, total uint64, more ...progressbar.Option) *progressbar.ProgressBar {
+	return progressbar.NewOptions64(int64(total), append([]progressbar.Option{
 		progressbar.OptionSetWriter(a.stderr()),
 		progressbar.OptionSetDescription(fmt.Sprintf("%.40s", what)),
 		progressbar.OptionShowBytes(true),
-		progressbar.OptionThrottle(100*time.Millisecond),
-		progressbar.OptionClearOnFinish())
+		progressbar.OptionThrottle(100 * time.Millisecond),
+		progressbar.OptionClearOnFinish(),
+	}, more...)...)
 }
