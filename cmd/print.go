@@ -165,3 +165,29 @@ func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
+
+// terminalWidth returns how many columns a stream that is a terminal has, 0 if it
+// is none.
+func terminalWidth(stream any) int {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return 0
+	}
+	width, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return width
+}
+
+// red is a colour: ECMA-48, SGR.
+const red = "31"
+
+// coloured returns text in a colour, if results go to a terminal whose user does
+// not mind (no-color.org).
+func (p *printer) coloured(colour, text string) string {
+	if !isTerminal(p.out) || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
+		return text
+	}
+	return "\x1b[" + colour + "m" + text + "\x1b[0m"
+}

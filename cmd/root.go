@@ -58,6 +58,8 @@ func (a *app) explain(ctx context.Context, ran *cobra.Command, err error) error 
 	switch {
 	case err == nil:
 		return nil
+	case ran != nil && checks(ran) && !errors.As(err, new(*silentError)):
+		return a.checkFailed(err)
 	case !a.running && ran != nil:
 		return misused(ran, err)
 	case ctx.Err() != nil && exitStatus(err) != exitInterrupted:

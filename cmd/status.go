@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 )
 
 func (a *app) statusCommand() *cobra.Command {
+	var check bool
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show what each replica says and attests of itself",
@@ -25,15 +27,53 @@ attested, and so is what NOTE says of it: that its device was reset since the
 update phase it joined, that no reset came when one was due, that its clock or its
 epoch are below what status saw before. The rest is what it says of itself. Of a local trial, directories and
 process ids are shown too. Ends with status 6 if fewer than f+1 replicas attest
-an epoch.`,
+an epoch.
+
+On a terminal, what does not fit is left out or goes below its line, and what is
+wrong is coloured, unless NO_COLOR is set.
+
+With --check, print one line with performance data, as plugins of Nagios, Icinga
+and the like do. Replicas in an update phase count as there. The line names what
+is wrong, the worst first.
+
+` + checkHelp,
+		Example: `  bonafide status
+  bonafide status --json | jq -r 'select(.overdue).address'
+  bonafide status --check --timeout 5s`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if check {
+				return a.checkStatus(c.Context())
+			}
 			return about("status", "", a.status(c.Context()))
 		},
 	}
 	clientFlags(c)
 	c.Flags().String("dir", "", "`directory` of the trial (default: the local trial)")
+	c.Flags().BoolVar(&check, checkFlag, false, "print one line, and end as a monitoring plugin does")
 	return c
+}
+
+const checkFlag = "check"
+
+// checks reports whether a command was asked to end as a monitoring plugin does.
+func checks(c *cobra.Command) bool {
+	f := c.Flags().Lookup(checkFlag)
+	return c.Name() == "status" && f != nil && f.Changed
+}
+
+func (a *app) checkStatus(ctx context.Context) error {
+	c, err := a.connect(false)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	all := statuses(ctx, c)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	now := time.Now()
+	return a.printHealth(c.Roster, healthOf(c.Roster, all, now), now)
 }
 
 // replicaStatus is one replica as status prints it.
@@ -207,12 +247,12 @@ func (a *app) printStatus(r *archive.Roster, all []replicaStatus) error {
 	for _, st := range all {
 		rows = append(rows, st.row())
 	}
-	for _, l := range table(rows) {
-		if err := a.line(a.out, plain(l)); err != nil {
-			return err
-		}
+	if err := a.printRows(rows); err != nil {
+		return err
 	}
+	h := healthOf(r, all, time.Now())
 	a.say("archive %s, update phases %s; MAS profile %s", quote(r.Name), r.Schedule, r.Profile())
+	a.say("%s pending; the next update phase is due at %s", count(h.pending, "name"), clock(h.next))
 	a.say("%s", caution(r.Profile()))
 	return nil
 }
@@ -258,6 +298,60 @@ func moment(t time.Time) string {
 		return t.Local().Format(time.TimeOnly)
 	}
 	return t.Local().Format(time.DateOnly)
+}
+
+// spare are the columns that a terminal can do without, the most easily spared first.
+var spare = []string{"HEAD", "LAST", "ADDRESS", "MODE", "NAMES", "MAS"}
+
+// printRows prints the table of replicas. On a terminal that is too narrow for all,
+// notes stand below their line, and columns are left out until the rest fits.
+func (a *app) printRows(rows [][]string) error {
+	_, notes := without(rows, "NOTE")
+	lines, below := table(rows), false
+	if width := terminalWidth(a.out); width > 0 && widest(lines) > width {
+		rows, _ = without(rows, "NOTE")
+		for i := 0; i < len(spare) && widest(table(rows)) > width; i++ {
+			rows, _ = without(rows, spare[i])
+		}
+		lines, below = table(rows), true
+	}
+	notes[0] = ""
+	for i, l := range lines {
+		l, note := plain(l), plain(notes[i])
+		if below && note != "" {
+			l += "\n    " + note
+		}
+		if err := a.line(a.out, a.highlight(l, note)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// highlight colours the note that ends a line of the table.
+func (a *app) highlight(line, note string) string {
+	rest, ok := strings.CutSuffix(line, note)
+	if !ok || note == "" {
+		return line
+	}
+	return rest + a.coloured(red, note)
+}
+
+// without takes a column out of a table.
+func without(rows [][]string, column string) (rest [][]string, out []string) {
+	at := slices.Index(rows[0], column)
+	for _, row := range rows {
+		out = append(out, row[at])
+		rest = append(rest, slices.Delete(slices.Clone(row), at, at+1))
+	}
+	return rest, out
+}
+
+func widest(lines []string) (w int) {
+	for _, l := range lines {
+		w = max(w, len([]rune(l)))
+	}
+	return w
 }
 
 // table aligns columns.
