@@ -47,9 +47,10 @@ var exitTable = []struct {
 
 // exitHelp is the table as a block of text, indented so that it stays one in a
 // manual page.
-func exitHelp() string {
+func exitHelp() string { return "Exit status:\n\n" + exitRows() }
+
+func exitRows() string {
 	var b strings.Builder
-	b.WriteString("Exit status:\n\n")
 	for _, e := range exitTable {
 		fmt.Fprintf(&b, "    %3d  %s\n", e.status, e.meaning)
 	}

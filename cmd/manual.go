@@ -9,13 +9,13 @@ import (
 	"github.com/spf13/viper"
 )
 
-// WriteManual writes the manual pages of all commands into dir, which holds
+// WriteManual writes the manual pages of all commands and topics into dir, which holds
 // nothing else of the kind.
 func WriteManual(dir string) error {
 	a := &app{printer: newPrinter(os.Stdout, os.Stderr), stdin: os.Stdin, v: viper.New()}
 	root := a.rootCommand()
 	root.DisableAutoGenTag = true
-	old, err := filepath.Glob(filepath.Join(dir, "*.1"))
+	old, err := filepath.Glob(filepath.Join(dir, "*.[157]"))
 	if err != nil {
 		return err
 	}
@@ -24,9 +24,13 @@ func WriteManual(dir string) error {
 			return err
 		}
 	}
-	return doc.GenManTreeFromOpts(root, doc.GenManTreeOptions{
+	err = doc.GenManTreeFromOpts(root, doc.GenManTreeOptions{
 		Header: manualHeader(), Path: dir, CommandSeparator: "-",
 	})
+	if err != nil {
+		return err
+	}
+	return writeTopicPages(dir)
 }
 
 func manualHeader() *doc.GenManHeader {

@@ -133,6 +133,7 @@ To try it: bonafide tour. To keep a trial archive on this machine: bonafide serv
 	root.AddCommand(a.commands()...)
 	root.InitDefaultCompletionCmd()
 	appendExitStatus(root)
+	root.AddCommand(topicCommands()...)
 	a.noteStart(root)
 	return root
 }
