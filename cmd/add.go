@@ -64,7 +64,8 @@ is pending counts as new.`,
 			g.byPath = c.Flags().Changed("prefix") || g.pathsFrom != ""
 			return g.check(len(args))
 		},
-		RunE: func(c *cobra.Command, args []string) error { return a.addBy(c.Context(), g, args) },
+		ValidArgsFunction: a.completeName(func(i int) bool { return i == 0 && g.prefix == "" && g.pathsFrom == "" }),
+		RunE:              func(c *cobra.Command, args []string) error { return a.addBy(c.Context(), g, args) },
 	}
 	clientFlags(c)
 	f := c.Flags()
@@ -126,7 +127,7 @@ func (a *app) add(ctx context.Context, g adding, arg, file string) error {
 	if err != nil {
 		return err
 	}
-	c, err := a.connect(true)
+	c, err := a.connect(ctx, true)
 	if err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ func (a *app) addFound(ctx context.Context, g adding, arg, what string, find fun
 	if err != nil {
 		return err
 	}
-	c, err := a.connect(true)
+	c, err := a.connect(ctx, true)
 	if err != nil {
 		return err
 	}

@@ -56,12 +56,12 @@ func passedOver(path string, n archive.Name, err error) *comparison {
 	return c
 }
 
-// run compares.
-func (c *comparison) run(ctx context.Context) {
+// run compares, and tells of the bytes it reads.
+func (c *comparison) run(ctx context.Context, told func(n int)) {
 	if c.Status != "" {
 		return
 	}
-	have, err := hashFile(ctx, c.File)
+	have, err := hashFile(ctx, c.File, told)
 	switch {
 	case c.listed != nil && *c.listed != c.want.Digest:
 		c.fail("the archive has other content than the list says")
@@ -83,6 +83,8 @@ func (c *comparison) fail(detail string) { c.Status, c.Detail = isFailed, detail
 type tally struct {
 	a *app
 	v verifying
+
+	told func(n int) // of bytes that are read; may be nil
 
 	Type       string        `json:"message_type"`
 	OK         uint64        `json:"ok"`
@@ -130,7 +132,7 @@ func (t *tally) add(c *comparison) error {
 
 // compare runs what feed yields, at most n comparisons, and adds them in order.
 func (t *tally) compare(ctx context.Context, n int, feed func(yield func(*comparison)) error) error {
-	return inOrder(n, feed, func(c *comparison) { c.run(ctx) }, func(c *comparison) error {
+	return inOrder(n, feed, func(c *comparison) { c.run(ctx, t.told) }, func(c *comparison) error {
 		return errors.Join(ctx.Err(), t.add(c))
 	})
 }

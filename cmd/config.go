@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,10 +17,10 @@ import (
 )
 
 // configKeys are the settings that a configuration file may hold. The first
-// four are paths, relative to the file.
-var configKeys = []string{"roster", "writer-key", "state", "dir", "reset", "timeout", "json", "quiet"}
+// five are paths, relative to the file.
+var configKeys = []string{"roster", "writer-key", "passphrase-file", "state", "dir", "passphrase-command", "reset", "timeout", "json", "quiet"}
 
-const pathKeys = 4
+const pathKeys = 5
 
 // configure lets flags win over BONAFIDE_*, those over the configuration file,
 // and that over the defaults.
@@ -74,7 +75,7 @@ func parseConfig(file string) (map[string]any, error) {
 	for _, key := range slices.Sorted(maps.Keys(settings)) {
 		if !slices.Contains(configKeys, key) {
 			return nil, withHint(usagef("configuration %s: unknown setting %q", quote(file), key),
-				"settings are %s", strings.Join(configKeys, ", "))
+				"did you mean %s? settings are %s", nearest(key, configKeys), strings.Join(configKeys, ", "))
 		}
 	}
 	for _, key := range configKeys[:pathKeys] {
@@ -83,6 +84,31 @@ func parseConfig(file string) (map[string]any, error) {
 		}
 	}
 	return settings, nil
+}
+
+// nearest returns the word that is the fewest changes of a letter away.
+func nearest(word string, words []string) string {
+	return slices.MinFunc(words, func(a, b string) int { return cmp.Compare(distance(word, a), distance(word, b)) })
+}
+
+// distance is the Levenshtein distance of two words, in bytes.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1) // distances of what of a has been seen to each beginning of b
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal, row[j+1] = row[j+1], min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }
 
 // configHome, dataHome and stateHome are our directories by the XDG base

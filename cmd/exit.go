@@ -3,6 +3,7 @@ package cmd
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/bonafide-archive/bonafide/archive"
@@ -45,14 +46,44 @@ var exitTable = []struct {
 	{exitInterrupted, "interrupted"},
 }
 
-// exitHelp is the table as a block of text, indented so that it stays one in a
-// manual page.
-func exitHelp() string { return "Exit status:\n\n" + exitRows() }
+// exits are the statuses that a command ends with, by its path, beside those of all:
+// 0, 1, 2 and 130. A session in testdata/script shows each.
+var exits = map[string][]int{
+	"add":     {exitPartial, exitUnavailable, exitStale, exitConflict, exitDenied},
+	"get":     {exitPartial, exitAbsent, exitUnavailable, exitStale},
+	"receipt": {exitPartial, exitAbsent, exitUnavailable, exitStale},
+	"ls":      {exitAbsent, exitUnavailable, exitStale},
+	"verify":  {exitPartial, exitAbsent, exitIntegrity, exitUnavailable, exitStale},
+	"audit":   {exitPartial, exitIntegrity, exitStale},
+	"update":  {exitPartial, exitUnavailable},
+	"status":  {exitUnavailable},
+	"guard":   {exitAbsent, exitIntegrity, exitUnavailable, exitStale},
+	"serve":   {exitLocked},
 
-func exitRows() string {
+	"init replica":  {exitIntegrity},
+	"init archive":  {exitIntegrity},
+	"init members":  {exitPartial, exitIntegrity},
+	"init answer":   {exitLocked},
+	"init approval": {exitIntegrity},
+}
+
+// exitHelp is the table of what the command at a path ends with, as a block of text,
+// indented so that it stays one in a manual page.
+func exitHelp(path string) string {
+	all := append([]int{exitDone, exitFailure, exitUsage, exitInterrupted}, exits[path]...)
+	if path == "" { // of them all
+		all = nil
+	}
+	return "Exit status:\n\n" + exitRows(all)
+}
+
+// exitRows are the rows of the table with some statuses; nil: with all.
+func exitRows(only []int) string {
 	var b strings.Builder
 	for _, e := range exitTable {
-		fmt.Fprintf(&b, "    %3d  %s\n", e.status, e.meaning)
+		if only == nil || slices.Contains(only, e.status) {
+			fmt.Fprintf(&b, "    %3d  %s\n", e.status, e.meaning)
+		}
 	}
 	return strings.TrimRight(b.String(), "\n")
 }

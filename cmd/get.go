@@ -51,8 +51,9 @@ with status 7. If some of several names are not got, the status is 3.`,
   bonafide get notes/a.txt -o a.txt --receipt a.receipt
   bonafide get notes/a.txt notes/b.txt -o here/
   bonafide get -r photos/2026 ~/Pictures/2026 --exclude '*.tmp'`,
-		Args: func(_ *cobra.Command, args []string) error { return g.check(len(args)) },
-		RunE: func(c *cobra.Command, args []string) error { return a.getBy(c.Context(), g, args) },
+		Args:              func(_ *cobra.Command, args []string) error { return g.check(len(args)) },
+		ValidArgsFunction: a.completeName(func(i int) bool { return i == 0 || !g.recursive }),
+		RunE:              func(c *cobra.Command, args []string) error { return a.getBy(c.Context(), g, args) },
 	}
 	clientFlags(c)
 	f := c.Flags()
@@ -98,7 +99,7 @@ func (a *app) getMany(ctx context.Context, g getting, args []string) error {
 	if err != nil {
 		return err
 	}
-	c, err := a.connect(false)
+	c, err := a.connect(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -184,7 +185,7 @@ func (a *app) get(ctx context.Context, arg, out, receipt string) error {
 	if a.json && (out == "" || out == "-") {
 		return usagef("with --json the content needs -o FILE")
 	}
-	c, err := a.connect(false)
+	c, err := a.connect(ctx, false)
 	if err != nil {
 		return err
 	}

@@ -53,7 +53,7 @@ func (a *app) getTree(ctx context.Context, g getting, arg, dir string) error {
 	if err != nil {
 		return err
 	}
-	c, err := a.connect(false)
+	c, err := a.connect(ctx, false)
 	if err != nil {
 		return err
 	}

@@ -93,7 +93,7 @@ func (a *app) guard(ctx context.Context, g guarding, repo repository, arg string
 	if err != nil {
 		return err
 	}
-	c, err := a.connect(!g.check)
+	c, err := a.connect(ctx, !g.check)
 	if err != nil {
 		return err
 	}

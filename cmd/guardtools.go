@@ -216,7 +216,7 @@ func hashAll(ctx context.Context, dir string, files []found) (all []guarded, err
 	for i, f := range files {
 		each[i] = &one{path: f.path}
 	}
-	err = inOrder(len(each), eachOf(each), func(o *one) { o.sum, o.err = hashFile(ctx, o.path) }, func(o *one) error {
+	err = inOrder(len(each), eachOf(each), func(o *one) { o.sum, o.err = hashFile(ctx, o.path, nil) }, func(o *one) error {
 		rel, err := filepath.Rel(dir, o.path)
 		all = append(all, guarded{o.sum.Digest.String(), rel})
 		return errors.Join(ctx.Err(), o.err, err)

@@ -62,10 +62,11 @@ func (h *hasher) read(ctx context.Context, more func([]byte) (n int, last bool, 
 	return m, err
 }
 
-// hashFile hashes a file that was regular when it was found. It makes four system
+// hashFile hashes a file that was regular when it was found, and tells how many bytes
+// it reads if told is not nil. It makes four system
 // calls for a small one: half of those of an os.File, which asks whether it can be
 // waited for, and reads once more to find the end.
-func hashFile(ctx context.Context, path string) (m hashed, err error) {
+func hashFile(ctx context.Context, path string, told func(n int)) (m hashed, err error) {
 	fd, err := openRaw(path)
 	if err != nil {
 		return m, &fs.PathError{Op: "open", Path: path, Err: err}
@@ -87,6 +88,9 @@ func hashFile(ctx context.Context, path string) (m hashed, err error) {
 			return 0, true, &fs.PathError{Op: "read", Path: path, Err: err}
 		}
 		left -= int64(n)
+		if told != nil {
+			told(n)
+		}
 		// A short read is the end if the size says so too: some file systems
 		// return less than there is, others know no sizes.
 		return n, n == 0 || n < len(b) && left == 0, nil

@@ -23,7 +23,7 @@ func TestHashFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := hashed{archive.DigestOf(b), uint64(n)}
-		if got, err := hashFile(t.Context(), path); err != nil || got != want {
+		if got, err := hashFile(t.Context(), path, nil); err != nil || got != want {
 			t.Errorf("%d bytes: %v, %v; want %v", n, got, err, want)
 		}
 		if got, err := hashOf(t.Context(), bytes.NewReader(b)); err != nil || got != want {
@@ -36,7 +36,7 @@ func TestHashFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := hashFile(t.Context(), long); err != nil || got.Digest != archive.DigestOf(b) {
+	if got, err := hashFile(t.Context(), long, nil); err != nil || got.Digest != archive.DigestOf(b) {
 		t.Errorf("%s: %v, %v", long, got, err)
 	}
 }
@@ -52,13 +52,13 @@ func TestHashFileRefuses(t *testing.T) {
 		at("pipe"): errIrregular, dir: errIrregular, "/dev/zero": errIrregular,
 		at("link"): unix.ELOOP, at("none"): fs.ErrNotExist,
 	} {
-		if _, err := hashFile(t.Context(), path); !errors.Is(err, want) {
+		if _, err := hashFile(t.Context(), path, nil); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", path, err, want)
 		}
 	}
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := hashFile(over, at("f")); !errors.Is(err, context.Canceled) {
+	if _, err := hashFile(over, at("f"), nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("interrupted: %v", err)
 	}
 }

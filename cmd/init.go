@@ -2,7 +2,6 @@ package cmd
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -224,26 +223,43 @@ func (n newReplica) meaning() []string {
 
 func (a *app) initWriterCommand() *cobra.Command {
 	var key string
+	var encrypted bool
 	c := &cobra.Command{
 		Use:   "writer",
 		Short: "Make a writer's key and print its public line",
-		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			return a.initWriter(key)
+		Long: `Make the key that signs what is added, in a file that this user alone may read,
+and print the line that goes into the roster. A key that others can read is refused
+when it is used.
+
+With --encrypt, the file is encrypted with a passphrase, in OpenSSH's format:
+ssh-keygen -p -f FILE changes it. It is asked for on the terminal, then and whenever
+something is added; or BONAFIDE_PASSPHRASE_FILE names a file that holds it, or
+BONAFIDE_PASSPHRASE_COMMAND a shell command that prints it.
+
+Keep a copy of the file where the archive's fate is not shared. Who loses the key can
+add nothing more under it, and who finds it can bind names under it for ever; what is
+bound stays as it is in both cases.`,
+		Example: `  bonafide init writer
+  bonafide init writer --encrypt --key ~/keys/evidence.key
+  BONAFIDE_PASSPHRASE_COMMAND='pass show bonafide' bonafide add -r logs /var/log/old`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.initWriter(c.Context(), key, encrypted)
 		},
 	}
+	c.Flags().BoolVar(&encrypted, "encrypt", false, "encrypt the key with a passphrase")
 	c.Flags().StringVar(&key, "key", "", "`file` of the new private key (default $XDG_CONFIG_HOME/bonafide/writer.key)")
 	return c
 }
 
-func (a *app) initWriter(name string) error {
+func (a *app) initWriter(ctx context.Context, name string, encrypted bool) error {
 	if name == "" {
 		name = filepath.Join(configHome(), "writer.key")
 	}
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		return err
 	}
-	key, err := newKey(name, rand.Reader)
+	key, err := a.newWriterKey(ctx, name, encrypted)
 	if errors.Is(err, fs.ErrExist) {
 		return withHint(withStatus(exitUsage, err), "--key FILE makes another")
 	}

@@ -40,7 +40,8 @@ An epoch that is to come ends with status 4.`,
   bonafide ls -l notes/ | sort -n -k 2
   bonafide ls --at 17 releases/
   bonafide ls --json | jq -r 'select(.message_type == "name").sha256'`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completeName(theFirst),
 		RunE: func(c *cobra.Command, args []string) error {
 			prefix := argOr(args, 0, "")
 			return about("ls", prefix, a.ls(c.Context(), l, prefix))
@@ -79,7 +80,7 @@ func (a *app) ls(ctx context.Context, l listingOf, prefix string) error {
 	if _, err := l.epoch(); err != nil {
 		return err
 	}
-	c, err := a.connect(false)
+	c, err := a.connect(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -125,7 +126,10 @@ func (a *app) list(ctx context.Context, c *client.Client, l listingOf, prefix st
 	}
 	a.say("rebuilding epoch %d from all names, to compare it with what was certified", at)
 	each, end := a.counting(fmt.Sprintf("rebuild epoch %d", at))
-	rec, err := c.ListAt(ctx, at, prefix, each, fn)
+	rec, err := c.ListAt(ctx, at, prefix, each, func(n archive.Name, e archive.Entry) error {
+		end()
+		return fn(n, e)
+	})
 	end()
 	if errors.Is(err, client.ErrNotYet) {
 		return rec, withHint(withStatus(exitAbsent, fmt.Errorf("epoch %d: %w", at, err)), "bonafide status shows the newest epoch")

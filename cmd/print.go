@@ -20,6 +20,7 @@ type printer struct {
 	mu          sync.Mutex
 	out, err    io.Writer
 	json, quiet bool
+	bar         bool // a progress bar has been drawn since the last line
 }
 
 func newPrinter(out, err io.Writer) *printer { return &printer{out: out, err: err} }
@@ -101,8 +102,24 @@ func (w lockedWriter) Write(b []byte) (int, error) {
 func (p *printer) line(w io.Writer, s string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.bar { // it is drawn anew below the line
+		p.bar = false
+		if _, err := io.WriteString(p.err, "\r"+strings.Repeat(" ", max(0, terminalWidth(p.err)-1))+"\r"); err != nil {
+			return err
+		}
+	}
 	_, err := io.WriteString(w, s+"\n")
 	return err
+}
+
+// barWriter is where a progress bar is drawn.
+type barWriter struct{ p *printer }
+
+func (w barWriter) Write(b []byte) (int, error) {
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	w.p.bar = true
+	return w.p.err.Write(b)
 }
 
 func encode(v any) string {

@@ -1,7 +1,6 @@
 package cmd
 
 import (
-	"fmt"
 	"sync"
 	"time"
 
@@ -50,6 +49,16 @@ func (a *app) treeProgress(what, stage string, total uint64) func(client.Progres
 	}
 }
 
+// reading shows how many of so many bytes have been read, on a terminal only; nil: it
+// does not. end takes it off the screen.
+func (a *app) reading(what string, total uint64) (show func(n int), end func()) {
+	if !a.shows() || total == 0 {
+		return nil, func() {}
+	}
+	bar := a.bar(plain(what), total)
+	return func(n int) { _ = bar.Add(n) }, func() { _ = bar.Finish() }
+}
+
 // counting shows how many of so many things are done, on a terminal only. end
 // takes it off the screen.
 func (a *app) counting(what string) (show func(done, total uint64), end func()) {
@@ -59,13 +68,14 @@ func (a *app) counting(what string) (show func(done, total uint64), end func()) 
 	var bar *progressbar.ProgressBar
 	show = func(done, total uint64) {
 		if bar == nil {
-			bar = a.bar(what, total, progressbar.OptionShowBytes(false), progressbar.OptionShowCount())
+			bar = a.bar(what, total, progressbar.OptionShowBytes(false))
 		}
 		_ = bar.Set64(int64(done))
 	}
 	return show, func() {
 		if bar != nil {
 			_ = bar.Finish()
+			bar = nil
 		}
 	}
 }
@@ -105,11 +115,26 @@ func (b *bars) end() {
 }
 
 func (a *app) bar(what string, total uint64, more ...progressbar.Option) *progressbar.ProgressBar {
-	return progressbar.NewOptions64(int64(total), append([]progressbar.Option{
-		progressbar.OptionSetWriter(a.stderr()),
-		progressbar.OptionSetDescription(fmt.Sprintf("%.40s", what)),
-		progressbar.OptionShowBytes(true),
-		progressbar.OptionThrottle(100 * time.Millisecond),
+	what, options := fit(what, terminalWidth(a.err))
+	return progressbar.NewOptions64(int64(total), append(append(options,
+		progressbar.OptionSetWriter(barWriter{a.printer}),
+		progressbar.OptionSetDescription(what),
+		progressbar.OptionThrottle(100*time.Millisecond),
 		progressbar.OptionClearOnFinish(),
-	}, more...)...)
+	), more...)...)
+}
+
+// fit returns what of a description there is room for beside a bar on a terminal of so
+// many columns, and the options with which the bar fits. Where it is narrow, the rate
+// is left out.
+func fit(what string, columns int) (string, []progressbar.Option) {
+	const narrow = 60
+	rest, rate := 38, true // beside the two: percentage, rate, times
+	if columns < narrow {
+		rest, rate = 24, false
+	}
+	room := max(columns-rest, 12)
+	text := []rune(what)
+	text = text[:min(len(text), 40, room*2/3)]
+	return string(text), []progressbar.Option{progressbar.OptionShowBytes(rate), progressbar.OptionSetWidth(min(room-len(text), 40))}
 }

@@ -31,7 +31,8 @@ the exit status is 3.`,
 		Example: `  bonafide receipt docs/a.txt >a.receipt
   bonafide receipt docs/a.txt docs/b.txt -o receipts/
   bonafide ls -q docs/ | xargs -d '\n' bonafide receipt -o receipts/`,
-		Args: cobra.MinimumNArgs(1),
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.completeName(every),
 		RunE: func(c *cobra.Command, args []string) error {
 			return about("receipt", onlyOne(args), a.receipt(c.Context(), args, out))
 		},
@@ -78,7 +79,7 @@ func (a *app) receipt(ctx context.Context, args []string, out string) error {
 	if err != nil {
 		return err
 	}
-	c, err := a.connect(false)
+	c, err := a.connect(ctx, false)
 	if err != nil {
 		return err
 	}

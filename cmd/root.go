@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -151,7 +152,8 @@ func appendExitStatus(c *cobra.Command) {
 	if c.Long == "" {
 		c.Long = c.Short + "."
 	}
-	c.Long += "\n\n" + exitHelp()
+	_, path, _ := strings.Cut(c.CommandPath(), " ")
+	c.Long += "\n\n" + exitHelp(path)
 	for _, sub := range c.Commands() {
 		appendExitStatus(sub)
 	}

@@ -36,14 +36,14 @@ func (a *app) roster() (*archive.Roster, error) {
 }
 
 // connect makes a client of the configured archive. Only a writer needs a key.
-func (a *app) connect(writer bool) (*client.Client, error) {
+func (a *app) connect(ctx context.Context, writer bool) (*client.Client, error) {
 	r, err := a.roster()
 	if err != nil {
 		return nil, err
 	}
 	var key ed25519.PrivateKey
 	if writer {
-		if key, err = a.writerKey(); err != nil {
+		if key, err = a.writerKey(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -53,12 +53,12 @@ func (a *app) connect(writer bool) (*client.Client, error) {
 	})
 }
 
-func (a *app) writerKey() (ed25519.PrivateKey, error) {
+func (a *app) writerKey(ctx context.Context) (ed25519.PrivateKey, error) {
 	file := a.v.GetString("writer-key")
 	if file == "" {
 		return nil, withHint(usagef("no writer key is configured"), "bonafide init writer makes one; set writer-key in the configuration")
 	}
-	return loadKey(file)
+	return a.loadWriterKey(ctx, file)
 }
 
 func (a *app) stateDir() string {

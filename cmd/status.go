@@ -63,7 +63,7 @@ func checks(c *cobra.Command) bool {
 }
 
 func (a *app) checkStatus(ctx context.Context) error {
-	c, err := a.connect(false)
+	c, err := a.connect(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ type replicaStatus struct {
 }
 
 func (a *app) status(ctx context.Context) error {
-	c, err := a.connect(false)
+	c, err := a.connect(ctx, false)
 	if err != nil {
 		return err
 	}

@@ -119,7 +119,7 @@ func (a *app) verifySums(ctx context.Context, v verifying, arg string) error {
 	if err != nil {
 		return err
 	}
-	c, err := a.connect(false)
+	c, err := a.connect(ctx, false)
 	if err != nil {
 		return err
 	}

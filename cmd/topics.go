@@ -33,7 +33,7 @@ func topics() []topic {
 	return []topic{
 		{"config", "The configuration file, key by key", topicConfig},
 		{"environment", "Environment variables", topicEnvironment},
-		{"exit-codes", "Exit statuses and what they mean", strings.Replace(topicExitCodes, "EXITS", exitRows(), 1)},
+		{"exit-codes", "Exit statuses and what they mean", strings.Replace(topicExitCodes, "EXITS", exitRows(nil), 1)},
 		{"formats", "JSON lines, lists and receipts, and how to check one by hand", topicFormats},
 		{"trust", "The ideas: replicas, devices, and what is promised", topicTrust},
 	}

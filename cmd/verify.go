@@ -59,6 +59,15 @@ with --status all are, and nothing but the status tells.`,
   bonafide verify -c bag/manifest-sha256.txt deposits/17
   bonafide verify --receipt a.receipt --receipt b.receipt a.txt b.txt`,
 		Args: func(_ *cobra.Command, args []string) error { return v.check(len(args)) },
+		ValidArgsFunction: a.completeName(func(i int) bool {
+			switch {
+			case v.recursive:
+				return i == 1
+			case len(v.receipts) > 0:
+				return false
+			}
+			return i == 0
+		}),
 		RunE: func(c *cobra.Command, args []string) error { return a.verifyBy(c.Context(), v, args) },
 	}
 	clientFlags(c)
@@ -124,7 +133,7 @@ func (a *app) verify(ctx context.Context, v verifying, arg, file string) error {
 	if err != nil {
 		return err
 	}
-	c, err := a.connect(false)
+	c, err := a.connect(ctx, false)
 	if err != nil {
 		return err
 	}

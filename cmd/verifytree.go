@@ -16,7 +16,7 @@ func (a *app) verifyTree(ctx context.Context, v verifying, dir, arg string) erro
 	if err != nil {
 		return err
 	}
-	c, err := a.connect(false)
+	c, err := a.connect(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -26,6 +26,7 @@ func (a *app) verifyTree(ctx context.Context, v verifying, dir, arg string) erro
 	if w.exclude, err = v.excludes(); err != nil {
 		return err
 	}
+	w.sizes = a.shows()
 	if err := w.run(ctx, dir); err != nil {
 		return err
 	}
@@ -33,7 +34,10 @@ func (a *app) verifyTree(ctx context.Context, v verifying, dir, arg string) erro
 	for _, f := range w.files {
 		t.here[f.name] = f.path
 	}
+	var end func()
+	t.told, end = a.reading("verify "+dir, w.bytes)
 	err = t.run(ctx, w.files)
+	end()
 	if err = errors.Join(err, t.addAll(odd)); ctx.Err() != nil {
 		return ctx.Err()
 	}
