@@ -212,3 +212,44 @@ func TestFetchInterrupted(t *testing.T) {
 		wantErr(t, b.Client.Fetch(ctx, want, io.Discard), context.Canceled)
 	})
 }
+
+// No path leads out of the root, whatever it is and whatever links are there.
+func TestFetchIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, "")
+		want := b.hold([]byte("x"))
+		dir, outside := t.TempDir(), t.TempDir()
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		for name, to := range map[string]string{"out": outside, "up": "..", "file": filepath.Join(outside, "file")} {
+			if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, path := range []string{"../x", filepath.Join(outside, "x"), "out/x", "out/new/x", "up/x", "a/../../x", "file"} {
+			if err := b.Client.FetchIn(t.Context(), want, root, path); err == nil {
+				t.Errorf("%s: written", path)
+			}
+		}
+		if err := b.Client.FetchIn(t.Context(), want, root, "a/b/c"); err != nil {
+			t.Error(err)
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, "a", "b", "c")); err != nil || string(got) != "x" {
+			t.Errorf("got %q, %v", got, err)
+		}
+		for _, d := range []string{outside, filepath.Dir(dir)} {
+			entries, err := os.ReadDir(d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range entries {
+				if e.Name() == "x" || d == outside {
+					t.Errorf("%s is in %s", e.Name(), d)
+				}
+			}
+		}
+	})
+}
