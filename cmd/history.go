@@ -85,7 +85,7 @@ func (a *app) log(ctx context.Context, id uint32) error {
 
 // history walks through the history of the configured archive.
 func (a *app) history(ctx context.Context, o client.HistoryOptions) (h client.History, profile string, err error) {
-	c, err := a.connect(false)
+	c, err := a.connect(ctx, false)
 	if err != nil {
 		return h, "", err
 	}
