@@ -516,7 +516,7 @@ func TestBurntCounter(t *testing.T) {
 	}
 }
 
-func wipe(t *testing.T, path string) {
+func wipe(t testing.TB, path string) {
 	t.Helper()
 	must(t, os.RemoveAll(path))
 }
@@ -528,7 +528,7 @@ func garbage(t *testing.T, path string) {
 	must(t, os.WriteFile(path, b, 0o600))
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -647,7 +647,7 @@ func TestLyingPeer(t *testing.T) {
 
 // liar serves a replica's address with its agreement key and a handler of the
 // test's.
-func liar(t *testing.T, m *archivetest.Replica, r *archive.Roster, h http.Handler) (stop func()) {
+func liar(t testing.TB, m *archivetest.Replica, r *archive.Roster, h http.Handler) (stop func()) {
 	t.Helper()
 	config, err := wire.MutualTLS(m.AgreementKey, r)
 	must(t, err)

@@ -22,7 +22,7 @@ import (
 // cluster is an archive whose update processes run as goroutines.
 type cluster struct {
 	*archivetest.Archive
-	t *testing.T
+	t testing.TB
 	// devices replaces the device of a replica in its next phase.
 	devices map[uint32]trust.MAS
 	last    map[uint32]result // of each replica's last phase
@@ -33,10 +33,10 @@ type result struct {
 	err error
 }
 
-func newCluster(t *testing.T, n int) *cluster { return newClusterOf(t, n) }
+func newCluster(t testing.TB, n int) *cluster { return newClusterOf(t, n) }
 
 // newClusterOf makes a cluster whose roster has been edited.
-func newClusterOf(t *testing.T, n int, edit ...func(*archive.Roster)) *cluster {
+func newClusterOf(t testing.TB, n int, edit ...func(*archive.Roster)) *cluster {
 	t.Helper()
 	a := archivetest.NewRoster(t, n, append([]func(*archive.Roster){func(r *archive.Roster) {
 		r.Limits = archive.TrialLimits(15 * time.Second)
@@ -63,7 +63,7 @@ func (c *cluster) config(id uint32) Config {
 }
 
 // testWriter logs to the test, as long as it runs.
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w *testWriter) Write(b []byte) (int, error) {
 	w.t.Log(strings.TrimSuffix(string(b), "\n"))
