@@ -104,8 +104,8 @@ func (a *app) logStep(w *bufio.Writer, s client.Step) error {
 		rec.Tick, s.Certificate.Tick, rec.Joined, s.Certificate.Signers(),
 	})
 	if !a.json {
-		text = fmt.Sprintf("%6d  %s  %10d names %+10d  root %x  signed by %s",
-			rec.Epoch, clock(rec.Time), rec.Names, s.Added, rec.Root[:6], listOf(s.Certificate.Signers()))
+		text = fmt.Sprintf("%6d  %s  %16s %+10d  root %x  signed by %s",
+			rec.Epoch, clock(rec.Time), count(rec.Names, "name"), s.Added, rec.Root[:6], listOf(s.Certificate.Signers()))
 	}
 	_, err := w.WriteString(text + "\n")
 	return err
