@@ -111,7 +111,7 @@ func (a *app) addBy(ctx context.Context, g adding, args []string) error {
 
 // added is what add prints.
 type added struct {
-	Type    string         `json:"message_type"`
+	Kind    string         `json:"kind"`
 	Name    archive.Name   `json:"name"`
 	Digest  archive.Digest `json:"sha256"`
 	Size    uint64         `json:"size"`
@@ -139,7 +139,7 @@ func (a *app) add(ctx context.Context, g adding, arg, file string) error {
 	defer end()
 	it := client.Item{Name: n, Open: open}
 	if g.dry {
-		return a.addItems(ctx, c, []client.Item{it}, 0, &addedTree{Type: "summary", DryRun: true})
+		return a.addItems(ctx, c, []client.Item{it}, 0, &addedTree{Kind: "summary", DryRun: true})
 	}
 	return a.addItem(ctx, c, it, g.wait || g.receipt != "", g.receipt)
 }
@@ -162,7 +162,7 @@ func (a *app) addItem(ctx context.Context, c *client.Client, it client.Item, wai
 // acknowledged says what is pending and until when.
 func (a *app) acknowledged(res client.AddResult) error {
 	for _, b := range res.Bindings {
-		m := added{Type: "added", Name: b.Name, Digest: b.Digest, Size: b.Size, Status: res.Status}
+		m := added{Kind: "added", Name: b.Name, Digest: b.Digest, Size: b.Size, Status: res.Status}
 		text := fmt.Sprintf("%s  %s: bound already", b.Digest, quote(b.Name))
 		if res.Status == wire.AckPending {
 			m.Due = &res.Due
@@ -191,7 +191,7 @@ func (a *app) await(ctx context.Context, c *client.Client, res client.AddResult,
 		}
 		a.tell(r)
 		m := added{
-			Type: "added", Name: r.Name, Digest: r.Entry.Digest, Size: r.Entry.Size, Status: wire.AckBound,
+			Kind: "added", Name: r.Name, Digest: r.Entry.Digest, Size: r.Entry.Size, Status: wire.AckBound,
 			Epoch: r.Entry.Epoch, MAS: string(r.Profile), Receipt: file,
 		}
 		err = a.result(m, "%s  %s: bound in epoch %d; MAS profile %s; receipt: %s",

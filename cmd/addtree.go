@@ -13,7 +13,7 @@ import (
 
 // addedTree counts what became of the files of a directory.
 type addedTree struct {
-	Type    string `json:"message_type"`
+	Kind    string `json:"kind"`
 	Added   uint64 `json:"added"`
 	Bound   uint64 `json:"bound"`  // of those, what was bound already
 	Bytes   uint64 `json:"bytes"`  // of those
@@ -25,7 +25,7 @@ type addedTree struct {
 
 // notAdded says of one file why it was not added.
 type notAdded struct {
-	Type   string       `json:"message_type"`
+	Kind   string       `json:"kind"`
 	File   string       `json:"file,omitempty"`
 	Name   archive.Name `json:"name,omitempty"`
 	Status string       `json:"status"`
@@ -59,7 +59,7 @@ func (a *app) addFound(ctx context.Context, g adding, arg, what string, find fun
 		return err
 	}
 	defer c.Close()
-	sum := &addedTree{Type: "summary", DryRun: g.dry}
+	sum := &addedTree{Kind: "summary", DryRun: g.dry}
 	w := a.walk(prefix, func(path string, n archive.Name, err error) { sum.fail(a, path, n, err) })
 	w.sizes = a.shows()
 	if w.exclude, err = g.excludes(); err != nil {
@@ -142,7 +142,7 @@ func (s *addedTree) take(a *app, o client.Outcome) {
 	if o.Status == wire.AckBound {
 		s.Bound++
 	}
-	m := added{Type: "added", Name: o.Name, Digest: o.Digest, Size: o.Size, Status: o.Status}
+	m := added{Kind: "added", Name: o.Name, Digest: o.Digest, Size: o.Size, Status: o.Status}
 	s.errFile = cmp.Or(s.errFile, a.result(m, "%s  %s", o.Digest, quote(o.Name)))
 }
 
@@ -150,7 +150,7 @@ func (s *addedTree) take(a *app, o client.Outcome) {
 func (s *addedTree) fail(a *app, file string, n archive.Name, err error) {
 	s.Failed++
 	s.only = err
-	m := notAdded{Type: "failed", File: file, Name: n, Status: "failed", Detail: err.Error()}
+	m := notAdded{Kind: "failed", File: file, Name: n, Status: "failed", Detail: err.Error()}
 	subject := cmp.Or(file, string(n))
 	var conflict *client.ConflictError
 	if errors.As(err, &conflict) {

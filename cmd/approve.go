@@ -163,7 +163,7 @@ func (a *app) initApprover(name string) error {
 	}
 	a.say("the private key is in %s", quote(name))
 	return a.result(struct {
-		Type string `json:"message_type"`
+		Kind string `json:"kind"`
 		Key  string `json:"key"`
 		File string `json:"file"`
 	}{"approver", string(line), name}, "%s", line)

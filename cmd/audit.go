@@ -149,16 +149,16 @@ func (m member) powered(ctx context.Context) (func() error, error) {
 // event prints one line of an audit's story as it comes.
 func (a *app) event(e replica.Event) {
 	if a.json {
-		if e.Type != replica.EventReport {
+		if e.Kind != replica.EventReport {
 			_ = a.message(e)
 		}
 		return
 	}
-	text := fmt.Sprintf("replica %d: %s: %s", e.Replica, e.Type, e.Subject())
+	text := fmt.Sprintf("replica %d: %s: %s", e.Replica, e.Kind, e.Subject())
 	if e.Detail != "" {
 		text += ": " + e.Detail
 	}
-	switch e.Type {
+	switch e.Kind {
 	case replica.EventDamage, replica.EventRepaired, replica.EventUnrepaired:
 		_ = a.line(a.out, plain(text))
 	case replica.EventBehind:
@@ -175,7 +175,7 @@ func (a *app) audited(m member, rp replica.Report, err error) error {
 		return fmt.Errorf("replica %d: %w", m.ID, err)
 	}
 	err = a.result(struct {
-		Type string `json:"message_type"`
+		Kind string `json:"kind"`
 		replica.Report
 	}{"audit", rp}, "replica %d: epoch %d: %s, %s, %s of %s: %s",
 		m.ID, rp.Epoch, count(rp.Records, "record"), count(rp.Names, "name"), count(rp.Contents, "content"), count(rp.Bytes, "byte"), verdict(rp))

@@ -40,7 +40,7 @@ type health struct {
 
 // check is what status --check prints in JSON.
 type check struct {
-	Type     string        `json:"message_type"`
+	Kind     string        `json:"kind"`
 	State    string        `json:"state"`
 	Reasons  []string      `json:"reasons"`
 	Epoch    archive.Epoch `json:"epoch"`
@@ -129,7 +129,7 @@ func (h *health) line(r *archive.Roster, now time.Time) string {
 // printHealth prints what was found and returns what makes it the exit status.
 func (a *app) printHealth(r *archive.Roster, h *health, now time.Time) error {
 	m := check{
-		Type: "check", State: checkStates[h.state], Reasons: append([]string{}, h.reasons...), Epoch: h.epoch, Attested: h.attested,
+		Kind: "check", State: checkStates[h.state], Reasons: append([]string{}, h.reasons...), Epoch: h.epoch, Attested: h.attested,
 		Updating: h.updating, Overdue: h.overdue, Pending: h.pending, Next: h.next, MAS: string(r.Profile()),
 	}
 	if err := a.result(m, "%s", h.line(r, now)); err != nil {
@@ -140,7 +140,7 @@ func (a *app) printHealth(r *archive.Roster, h *health, now time.Time) error {
 
 // checkFailed says that the check could not be made, and why.
 func (a *app) checkFailed(err error) error {
-	m := check{Type: "check", State: checkStates[checkUnknown], Reasons: []string{err.Error()}}
+	m := check{Kind: "check", State: checkStates[checkUnknown], Reasons: []string{err.Error()}}
 	if err := a.result(m, "BONAFIDE %s - %s", m.State, strings.ReplaceAll(oneLine(err.Error()), "|", "/")); err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ const (
 
 // comparison is one file and what it has to be, and then what came of it.
 type comparison struct {
-	Type   string          `json:"message_type"`
+	Kind   string          `json:"kind"`
 	Status string          `json:"status"`
 	File   string          `json:"file"`
 	Name   archive.Name    `json:"name,omitempty"`
@@ -37,12 +37,12 @@ type comparison struct {
 
 // against makes a comparison of a file with the entry of its name.
 func against(path string, n archive.Name, e archive.Entry) *comparison {
-	return &comparison{Type: "verified", File: path, Name: n, Digest: &e.Digest, Bound: e.Epoch, want: e.Content}
+	return &comparison{Kind: "verified", File: path, Name: n, Digest: &e.Digest, Bound: e.Epoch, want: e.Content}
 }
 
 // unknown is the comparison of a file whose name is proven absent.
 func unknown(path string, n archive.Name) *comparison {
-	return &comparison{Type: "verified", Status: isUnknown, File: path, Name: n}
+	return &comparison{Kind: "verified", Status: isUnknown, File: path, Name: n}
 }
 
 // passedOver is the comparison of what a walk has passed over: it can have no name
@@ -86,7 +86,7 @@ type tally struct {
 
 	told func(n int) // of bytes that are read; may be nil
 
-	Type       string        `json:"message_type"`
+	Kind       string        `json:"kind"`
 	OK         uint64        `json:"ok"`
 	Failed     uint64        `json:"failed"`
 	Unreadable uint64        `json:"unreadable"` // of those that failed
@@ -97,7 +97,7 @@ type tally struct {
 	MAS        string        `json:"mas"`
 }
 
-func (a *app) newTally(v verifying) *tally { return &tally{a: a, v: v, Type: "summary"} }
+func (a *app) newTally(v verifying) *tally { return &tally{a: a, v: v, Kind: "summary"} }
 
 // add counts a comparison and prints it.
 func (t *tally) add(c *comparison) error {

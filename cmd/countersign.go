@@ -142,7 +142,7 @@ func (a *app) initMembers(roster string, files []string) error {
 		return withStatus(exitPartial, fmt.Errorf("roster %s: not countersigned by replicas %s", r.ID(), list))
 	}
 	return a.result(struct {
-		Type    string         `json:"message_type"`
+		Kind    string         `json:"kind"`
 		Archive archive.Digest `json:"archive"`
 		Members int            `json:"members"`
 		Profile trust.Profile  `json:"profile"`

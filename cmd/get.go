@@ -108,7 +108,7 @@ func (a *app) getMany(ctx context.Context, g getting, args []string) error {
 	if err != nil {
 		return err
 	}
-	t := &gotTree{Type: "summary", Epoch: results[0].Record.Epoch, MAS: string(c.Roster.Profile()), dir: g.out, receipt: g.receipt}
+	t := &gotTree{Kind: "summary", Epoch: results[0].Record.Epoch, MAS: string(c.Roster.Profile()), dir: g.out, receipt: g.receipt}
 	var all []*fetching
 	for _, r := range results {
 		all = append(all, &fetching{Result: r, rel: filepath.FromSlash(string(r.Name))})
@@ -156,7 +156,7 @@ func (a *app) printOne(ctx context.Context, c *client.Client, f *fetching, recei
 
 // got is what get prints.
 type got struct {
-	Type     string         `json:"message_type"`
+	Kind     string         `json:"kind"`
 	Name     archive.Name   `json:"name"`
 	Digest   archive.Digest `json:"sha256"`
 	Size     uint64         `json:"size"`
@@ -172,7 +172,7 @@ type got struct {
 
 func gotOf(r client.Result) got {
 	return got{
-		Type: "got", Name: r.Name, Digest: r.Entry.Digest, Size: r.Entry.Size, Bound: r.Entry.Epoch,
+		Kind: "got", Name: r.Name, Digest: r.Entry.Digest, Size: r.Entry.Size, Bound: r.Entry.Epoch,
 		Epoch: r.Record.Epoch, Time: r.Record.Time, Overdue: r.Overdue, MAS: string(r.Profile), Warnings: r.Warnings,
 	}
 }

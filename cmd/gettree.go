@@ -31,7 +31,7 @@ type fetching struct {
 
 // gotTree is how many names get has fetched, and to where.
 type gotTree struct {
-	Type    string        `json:"message_type"`
+	Kind    string        `json:"kind"`
 	Got     uint64        `json:"got"`
 	Here    uint64        `json:"here"`  // of those, what was there already
 	Bytes   uint64        `json:"bytes"` // of those
@@ -70,7 +70,7 @@ func (a *app) getTree(ctx context.Context, g getting, arg, dir string) error {
 			return err
 		}
 	}
-	t := &gotTree{Type: "summary", Epoch: rec.Epoch, MAS: string(c.Roster.Profile()), dir: dir, receipt: g.receipt}
+	t := &gotTree{Kind: "summary", Epoch: rec.Epoch, MAS: string(c.Roster.Profile()), dir: dir, receipt: g.receipt}
 	return cmp.Or(a.fetchAll(ctx, c, all, t), err)
 }
 
@@ -217,7 +217,7 @@ func (t *gotTree) take(a *app, f *fetching) error {
 // failed prints why nothing came of one of many names.
 func (a *app) failed(n archive.Name, err error) error {
 	if a.json {
-		return a.message(notAdded{Type: "failed", Name: n, Status: "failed", Detail: err.Error()})
+		return a.message(notAdded{Kind: "failed", Name: n, Status: "failed", Detail: err.Error()})
 	}
 	a.warn("%s: %v", quote(n), err)
 	return nil

@@ -120,7 +120,7 @@ func (a *app) guard(ctx context.Context, g guarding, repo repository, arg string
 
 // lost is what guard prints of what is gone.
 type lost struct {
-	Type       string       `json:"message_type"`
+	Kind       string       `json:"kind"`
 	Status     string       `json:"status"`
 	ID         string       `json:"id"`
 	Label      string       `json:"label"`
@@ -129,7 +129,7 @@ type lost struct {
 
 // guardSummary ends what guard prints.
 type guardSummary struct {
-	Type       string         `json:"message_type"`
+	Kind       string         `json:"kind"`
 	Registered uint64         `json:"registered"` // of what was registered and not forgotten
 	Gone       uint64         `json:"gone"`       // of those
 	New        uint64         `json:"new"`        // not registered
@@ -172,7 +172,7 @@ func (m guardSummary) verdict() error {
 
 func (r *registry) summary(head, gone []guarded) guardSummary {
 	m := guardSummary{
-		Type: "summary", Registered: uint64(len(r.items)), Gone: uint64(len(gone)), Root: rootOf(head),
+		Kind: "summary", Registered: uint64(len(r.items)), Gone: uint64(len(gone)), Root: rootOf(head),
 		Epoch: r.rec.Epoch, Time: r.rec.Time, MAS: r.mas,
 	}
 	for _, h := range head {

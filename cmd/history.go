@@ -42,7 +42,7 @@ func replicaFlag(c *cobra.Command, id *uint32) {
 
 // logged is an epoch as log prints it.
 type logged struct {
-	Type     string         `json:"message_type"`
+	Kind     string         `json:"kind"`
 	Epoch    archive.Epoch  `json:"epoch"`
 	Time     time.Time      `json:"time"`
 	Names    uint64         `json:"names"`
@@ -58,7 +58,7 @@ type logged struct {
 
 // walked ends what log and audit --history print.
 type walked struct {
-	Type    string         `json:"message_type"`
+	Kind    string         `json:"kind"`
 	Replica uint32         `json:"replica"`
 	Archive archive.Digest `json:"archive"`
 	Epoch   archive.Epoch  `json:"epoch"`

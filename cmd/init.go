@@ -269,7 +269,7 @@ func (a *app) initWriter(ctx context.Context, name string, encrypted bool) error
 	pub := archive.PublicKey(publicOf(key))
 	a.say("the private key is in %s", quote(name))
 	return a.result(struct {
-		Type string            `json:"message_type"`
+		Kind string            `json:"kind"`
 		Key  archive.PublicKey `json:"key"`
 		File string            `json:"file"`
 	}{"writer", pub, name}, "%s", pub)

@@ -39,7 +39,7 @@ An epoch that is to come ends with status 4.`,
 		Example: `  bonafide ls photos/2026/
   bonafide ls -l notes/ | sort -n -k 2
   bonafide ls --at 17 releases/
-  bonafide ls --json | jq -r 'select(.message_type == "name").sha256'`,
+  bonafide ls --json | jq -r 'select(.kind == "name").sha256'`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeName(theFirst),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -55,7 +55,7 @@ An epoch that is to come ends with status 4.`,
 
 // listed is a name as ls prints it.
 type listed struct {
-	Type   string         `json:"message_type"`
+	Kind   string         `json:"kind"`
 	Name   archive.Name   `json:"name"`
 	Digest archive.Digest `json:"sha256"`
 	Size   uint64         `json:"size"`
@@ -65,7 +65,7 @@ type listed struct {
 
 // listing ends what ls prints.
 type listing struct {
-	Type  string        `json:"message_type"`
+	Kind  string        `json:"kind"`
 	Names int           `json:"names"`
 	Epoch archive.Epoch `json:"epoch"`
 	Time  time.Time     `json:"time"`

@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,8 +26,17 @@ type printer struct {
 
 func newPrinter(out, err io.Writer) *printer { return &printer{out: out, err: err} }
 
-// result prints a result: in JSON mode the message, otherwise the line. What
-// v's message_type is called must stand in v itself.
+// messageTypes are the types of messages that are no item, by kind: an item is
+// about one of the things that a command was asked for.
+var messageTypes = map[string]string{
+	"replica": "status", "check": "status", "serving": "status", "ready": "status", "phase": "status",
+	"progress": "status", "behind": "status", "warning": "status",
+	"summary": "summary", "listing": "summary", "history": "summary", "audit": "summary", "members": "summary",
+	"error": "error",
+}
+
+// result prints a result: in JSON mode the message, otherwise the line. v's first
+// field must be its kind.
 func (p *printer) result(v any, format string, args ...any) error {
 	if p.json {
 		return p.line(p.out, encode(v))
@@ -57,7 +67,7 @@ func (p *printer) warn(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	if p.json {
 		_ = p.line(p.err, encode(struct {
-			Type    string `json:"message_type"`
+			Kind    string `json:"kind"`
 			Message string `json:"message"`
 		}{"warning", text}))
 		return
@@ -74,7 +84,7 @@ func (p *printer) fail(err error) int {
 	hint := hintOf(err)
 	if p.json {
 		_ = p.line(p.err, encode(struct {
-			Type    string `json:"message_type"`
+			Kind    string `json:"kind"`
 			Status  int    `json:"status"`
 			Message string `json:"message"`
 			Hint    string `json:"hint,omitempty"`
@@ -129,7 +139,17 @@ func encode(v any) string {
 	if err := enc.Encode(v); err != nil {
 		panic("cmd: encode message: " + err.Error())
 	}
-	return strings.TrimSuffix(b.String(), "\n")
+	return typed(strings.TrimSuffix(b.String(), "\n"))
+}
+
+// typed puts the type of a message before its kind. Other JSON stays as it is.
+func typed(text string) string {
+	after, ok := strings.CutPrefix(text, `{"kind":"`)
+	if !ok {
+		return text
+	}
+	kind, _, _ := strings.Cut(after, `"`)
+	return `{"message_type":"` + cmp.Or(messageTypes[kind], "item") + `",` + text[1:]
 }
 
 // oneLine joins the lines of an error.

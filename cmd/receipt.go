@@ -58,7 +58,7 @@ func isDirectory(out string) bool {
 
 // receipted is what receipt prints.
 type receipted struct {
-	Type    string         `json:"message_type"`
+	Kind    string         `json:"kind"`
 	Name    archive.Name   `json:"name"`
 	Digest  archive.Digest `json:"sha256"`
 	Bound   archive.Epoch  `json:"bound"`

@@ -128,7 +128,7 @@ To try it: bonafide tour. To keep a trial archive on this machine: bonafide serv
 	root.SetIn(a.stdin)
 	f := root.PersistentFlags()
 	f.String("config", "", "configuration `file` (default $XDG_CONFIG_HOME/bonafide/config.yaml)")
-	f.Bool("json", false, "print JSON lines, each with a message_type")
+	f.Bool("json", false, "print JSON lines, each with message_type and kind")
 	f.BoolP("quiet", "q", false, "print no commentary")
 	f.Duration("timeout", 10*time.Second, "the longest `duration` to wait without any progress")
 	root.AddCommand(a.commands()...)

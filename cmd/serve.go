@@ -167,7 +167,7 @@ func cautionOf(m member, p trust.Profile) string {
 
 // serving announces a server.
 type serving struct {
-	Type     string         `json:"message_type"`
+	Kind     string         `json:"kind"`
 	Archive  archive.Digest `json:"archive"`
 	Dir      string         `json:"dir"`
 	Config   string         `json:"config,omitempty"`
@@ -275,7 +275,7 @@ func (s *server) phaseEnded(id uint32, rp childReport) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_ = s.message(struct {
-		Type    string `json:"message_type"`
+		Kind    string `json:"kind"`
 		Replica uint32 `json:"replica"`
 		childReport
 	}{"phase", id, rp})
@@ -334,7 +334,7 @@ func (s *server) awaitReady(ctx context.Context, r *archive.Roster, members []me
 	for {
 		if epoch, ok := readyAt(ctx, clients, min(r.Quorum(), len(clients))); ok {
 			_ = s.message(struct {
-				Type  string        `json:"message_type"`
+				Kind  string        `json:"kind"`
 				Epoch archive.Epoch `json:"epoch"`
 			}{"ready", epoch})
 			s.say("%s ready", time.Now().Format(time.TimeOnly))

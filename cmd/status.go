@@ -78,7 +78,7 @@ func (a *app) checkStatus(ctx context.Context) error {
 
 // replicaStatus is one replica as status prints it.
 type replicaStatus struct {
-	Type      string         `json:"message_type"`
+	Kind      string         `json:"kind"`
 	ID        uint32         `json:"id"`
 	Address   string         `json:"address"`
 	Reachable bool           `json:"reachable"`
@@ -145,7 +145,7 @@ func statuses(ctx context.Context, c *client.Client) []replicaStatus {
 }
 
 func statusOf(s client.ReplicaStatus, r *archive.Roster) replicaStatus {
-	st := replicaStatus{Type: "replica", ID: s.ID, Address: s.Address, MAS: string(s.Profile)}
+	st := replicaStatus{Kind: "replica", ID: s.ID, Address: s.Address, MAS: string(s.Profile)}
 	switch {
 	case errors.Is(s.Err, client.ErrUpdating):
 		st.Reachable, st.Phase, st.Mode = true, "update", "update"

@@ -234,7 +234,7 @@ func (a *app) printPhase(m member, rp childReport) error {
 		how = "took it over"
 	}
 	return a.result(struct {
-		Type    string `json:"message_type"`
+		Kind    string `json:"kind"`
 		Replica uint32 `json:"replica"`
 		childReport
 	}{"update", m.ID, rp}, "replica %d: epoch %d, joined by %s; %s", m.ID, rp.Epoch, replicas(rp.Joined), how)

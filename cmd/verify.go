@@ -154,7 +154,7 @@ func (a *app) verify(ctx context.Context, v verifying, arg, file string) error {
 		return nil
 	}
 	m := gotOf(r)
-	m.Type = "verified"
+	m.Kind = "verified"
 	return a.result(m, "%s  %s: as bound in epoch %d, proven as of epoch %d of %s; MAS profile %s",
 		m.Digest, quote(n), m.Bound, m.Epoch, clock(m.Time), m.MAS)
 }

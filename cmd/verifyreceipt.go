@@ -12,7 +12,7 @@ import (
 
 // checked is what verify prints of a receipt.
 type checked struct {
-	Type    string         `json:"message_type"`
+	Kind    string         `json:"kind"`
 	Name    archive.Name   `json:"name"`
 	Digest  archive.Digest `json:"sha256"`
 	Size    uint64         `json:"size"`
@@ -84,7 +84,7 @@ func (a *app) verifyReceipt(ctx context.Context, v verifying, r *archive.Roster,
 		return nil
 	}
 	m := checked{
-		Type: "receipt", Name: rc.Name, Digest: entry.Digest, Size: entry.Size, Bound: entry.Epoch,
+		Kind: "receipt", Name: rc.Name, Digest: entry.Digest, Size: entry.Size, Bound: entry.Epoch,
 		Epoch: rec.Epoch, Time: rec.Time, Archive: rec.Archive, MAS: string(r.Profile()), Receipt: receipt, File: file,
 	}
 	return a.result(m, "%s  %s: bound in epoch %d, proven as of epoch %d of %s, by archive %s; MAS profile %s",

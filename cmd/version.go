@@ -18,7 +18,7 @@ func (a *app) versionCommand() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			rev := revision()
 			return a.result(struct {
-				Type     string `json:"message_type"`
+				Kind     string `json:"kind"`
 				Version  string `json:"version"`
 				Revision string `json:"revision"`
 				Go       string `json:"go"`

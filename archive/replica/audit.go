@@ -134,7 +134,7 @@ func (a *auditor) run(ctx context.Context) (Report, error) {
 		return a.report, fmt.Errorf("audit: %w", err)
 	}
 	report := a.report
-	a.tell(Event{Type: EventReport, Report: &report})
+	a.tell(Event{Kind: EventReport, Report: &report})
 	return report, ctx.Err()
 }
 
@@ -165,7 +165,7 @@ func (a *auditor) tell(e Event) {
 // damage tells of something damaged, and tries to mend it by repair, unless that
 // is nil or not wanted.
 func (a *auditor) damage(ctx context.Context, e Event, repair func() error) error {
-	e.Type = EventDamage
+	e.Kind = EventDamage
 	a.report.Damaged++
 	a.tell(e)
 	if repair == nil || !a.options.Repair {
@@ -182,9 +182,9 @@ func (a *auditor) mended(ctx context.Context, e Event, err error) error {
 	if errors.Is(err, ErrFull) {
 		return err
 	}
-	e.Type, e.Detail = EventRepaired, ""
+	e.Kind, e.Detail = EventRepaired, ""
 	if err != nil {
-		e.Type, e.Detail = EventUnrepaired, err.Error()
+		e.Kind, e.Detail = EventUnrepaired, err.Error()
 	} else {
 		a.report.Repaired++
 	}
@@ -209,7 +209,7 @@ func (a *auditor) behind(ctx context.Context) {
 		}
 	}
 	if a.report.Behind > 0 {
-		a.tell(Event{Type: EventBehind, Epoch: a.report.Epoch + a.report.Behind,
+		a.tell(Event{Kind: EventBehind, Epoch: a.report.Epoch + a.report.Behind,
 			Detail: fmt.Sprintf("the trusted device attests epoch %d", a.report.Epoch)})
 	}
 }
@@ -415,7 +415,7 @@ func gaps(spans []span) []span {
 // progress tells of every step-th thing, and of the last.
 func (a *auditor) progress(part string, done, total, step uint64) {
 	if done%step == 0 || done == total {
-		a.tell(Event{Type: EventProgress, Part: part, Done: done, Total: total})
+		a.tell(Event{Kind: EventProgress, Part: part, Done: done, Total: total})
 	}
 }
 
@@ -469,10 +469,10 @@ const logLimit = 20
 func logEvents(log *slog.Logger) func(Event) {
 	left := logLimit
 	return func(e Event) {
-		switch e.Type {
+		switch e.Kind {
 		case EventDamage, EventUnrepaired:
 			if left--; left >= 0 {
-				log.Warn(e.Type, "what", e.Subject(), "detail", e.Detail)
+				log.Warn(e.Kind, "what", e.Subject(), "detail", e.Detail)
 			}
 		case EventBehind:
 			log.Warn("behind the other replicas", "epoch", e.Epoch, "detail", e.Detail)

@@ -41,7 +41,7 @@ func (s *story) count(kind, part string) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.events {
-		if e.Type == kind && e.Part == part {
+		if e.Kind == kind && e.Part == part {
 			n++
 		}
 	}
@@ -53,7 +53,7 @@ func (s *story) String() string {
 	defer s.mu.Unlock()
 	var b bytes.Buffer
 	for _, e := range s.events {
-		fmt.Fprintf(&b, "%s %s: %s\n", e.Type, e.Subject(), e.Detail)
+		fmt.Fprintf(&b, "%s %s: %s\n", e.Kind, e.Subject(), e.Detail)
 	}
 	return b.String()
 }

@@ -304,7 +304,7 @@ func (p *patient) heal() {
 		st := new(story)
 		report, err := AuditServed(p.t.Context(), p.victim.Dir, AuditOptions{Repair: true}, st.emit)
 		for _, e := range st.events { // also of an audit that ended with its process
-			p.found = p.found || e.Type == EventDamage
+			p.found = p.found || e.Kind == EventDamage
 		}
 		status, serr := p.client.Status(p.t.Context())
 		if err == nil && report.Damaged == 0 && serr == nil && status.Note == "" && !status.Damaged {

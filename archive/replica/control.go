@@ -60,7 +60,7 @@ func (s *service) controlAudit(w http.ResponseWriter, r *http.Request) {
 	}
 	a := s.auditor(AuditOptions{Repair: q.Get("repair") == "true", Subset: subset}, out.event)
 	if _, err := a.run(r.Context()); err != nil {
-		out.event(Event{Type: eventFailed, Replica: s.ID, Detail: err.Error()})
+		out.event(Event{Kind: eventFailed, Replica: s.ID, Detail: err.Error()})
 	}
 }
 
@@ -99,13 +99,13 @@ func AuditServed(ctx context.Context, dir string, o AuditOptions, emit func(Even
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			return Report{}, fmt.Errorf("audit: %w", err)
 		}
-		if e.Type == eventFailed {
+		if e.Kind == eventFailed {
 			return Report{}, errors.New(e.Detail)
 		}
 		if emit != nil {
 			emit(e)
 		}
-		if e.Type == EventReport {
+		if e.Kind == EventReport {
 			report = e.Report
 		}
 	}

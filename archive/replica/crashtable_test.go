@@ -330,7 +330,7 @@ func (c *crashed) aheadTree(id uint32) {
 func (c *crashed) audited(id uint32) {
 	c.t.Helper()
 	rp, err := Audit(c.t.Context(), c.config(id), AuditOptions{}, func(e Event) {
-		if e.Type == EventDamage {
+		if e.Kind == EventDamage {
 			c.t.Errorf("replica %d: %+v", id, e)
 		}
 	})

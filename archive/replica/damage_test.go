@@ -81,7 +81,7 @@ func TestAuditMeanwhile(t *testing.T) {
 			st := new(story)
 			damage := sync.OnceFunc(tt.damage)
 			report, err := Audit(t.Context(), serviceConfig(t, a, r), AuditOptions{Repair: true}, func(e Event) {
-				if st.emit(e); e.Type == EventProgress && e.Part == tt.after && (tt.found || e.Done == e.Total) {
+				if st.emit(e); e.Kind == EventProgress && e.Part == tt.after && (tt.found || e.Done == e.Total) {
 					damage()
 				}
 			})
@@ -140,7 +140,7 @@ func TestAuditMeanwhileNames(t *testing.T) {
 			st := new(story)
 			damage := sync.OnceFunc(func() { tt.damage(t, pack, plain) })
 			report, err := Audit(t.Context(), serviceConfig(t, a, r), AuditOptions{Repair: true}, func(e Event) {
-				if st.emit(e); e.Type == EventProgress && e.Part == tt.after && e.Done == e.Total {
+				if st.emit(e); e.Kind == EventProgress && e.Part == tt.after && e.Done == e.Total {
 					damage()
 				}
 			})
@@ -166,7 +166,7 @@ func (s *story) named(kind string) (all []archive.Name) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.events {
-		if e.Type == kind && e.Part == PartContent {
+		if e.Kind == kind && e.Part == PartContent {
 			all = append(all, e.Name)
 		}
 	}
@@ -246,7 +246,7 @@ func TestAuditLostNames(t *testing.T) {
 		report, st := audit(t, a, a.Replicas[0], kind == EventUnrepaired)
 		var lost []archive.Name
 		for _, e := range st.events {
-			if e.Type == kind && e.Part == PartContent && e.Name != "a/0004" {
+			if e.Kind == kind && e.Part == PartContent && e.Name != "a/0004" {
 				lost = append(lost, e.Name)
 			}
 		}

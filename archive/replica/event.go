@@ -26,7 +26,7 @@ const (
 
 // Event is one line of an audit's story.
 type Event struct {
-	Type    string          `json:"message_type"`
+	Kind    string          `json:"kind"`
 	Replica uint32          `json:"replica"`
 	Part    string          `json:"part,omitempty"`
 	Epoch   archive.Epoch   `json:"epoch,omitempty"`  // history, behind

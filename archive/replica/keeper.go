@@ -299,7 +299,7 @@ func (s *service) sweep(ctx context.Context, shallow bool) bool {
 // status; when it replaces the tree, the service answers from the new one.
 func (s *service) auditor(o AuditOptions, emit func(Event)) *auditor {
 	a := newAuditor(s.Config, s.store, s.peers, o, func(e Event) {
-		if e.Type == EventReport {
+		if e.Kind == EventReport {
 			s.unsound.Store(!e.Report.Sound())
 		}
 		emit(e)

@@ -114,7 +114,7 @@ func (a *auditor) wrong(ctx context.Context, n archive.Name, c archive.Content, 
 		a.listed.told, a.listed.lost = make(map[archive.Digest]bool), make(map[archive.Digest]Event)
 	}
 	d := c.Digest
-	e := Event{Type: EventDamage, Part: PartContent, Name: n, Digest: &d, Detail: why.Error()}
+	e := Event{Kind: EventDamage, Part: PartContent, Name: n, Digest: &d, Detail: why.Error()}
 	a.listed.told[d], a.listed.lost[d] = true, e
 	if err := a.damage(ctx, e, nil); err != nil || !a.options.Repair {
 		return err
@@ -154,7 +154,7 @@ func (a *auditor) mendWorn(ctx context.Context) error {
 			delete(a.listed.lost, *e.Digest)
 			continue
 		}
-		e.Type, e.Detail = EventUnrepaired, errs[i].Error()
+		e.Kind, e.Detail = EventUnrepaired, errs[i].Error()
 		a.listed.lost[*e.Digest] = e
 	}
 	return ctx.Err()
