@@ -23,6 +23,7 @@ import (
 	"github.com/bonafide-archive/bonafide/archive/archivetest"
 	"github.com/bonafide-archive/bonafide/archive/client"
 	"github.com/bonafide-archive/bonafide/archive/wire"
+	"golang.org/x/sys/unix"
 )
 
 // Everything bad that clients, strangers and a careless operator send to four
@@ -188,7 +189,11 @@ func (c *siege) files(t *testing.T) {
 	c.fails(1, "no such file", "add", "files/none", filepath.Join(c.dir, "none"))
 	c.fails(2, "is a directory", "add", "files/dir", c.dir)
 	c.fails(1, "input/output error", "add", "files/unreadable", "/proc/self/mem")
-	c.fails(1, "not a regular file", "get", "good/a", "-o", c.dir)
+	pipe := filepath.Join(c.dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.fails(1, "not a regular file", "get", "good/a", "-o", pipe)
 	c.fails(1, "no such file", "get", "good/a", "-o", filepath.Join(c.dir, "none", "a"))
 	c.fails(1, "no such file", "verify", "good/a", filepath.Join(c.dir, "none"))
 	c.fails(5, "", "verify", "good/a", c.write("other", []byte("other bytes")))
