@@ -415,7 +415,11 @@ func TestDamageBeforePhase(t *testing.T) {
 	}) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			c := newCluster(t, 4)
+			c := newClusterOf(t, 4, func(r *archive.Roster) {
+				if tt.joins { // after it has repaired itself, on however busy a machine
+					r.Limits.Grace = archive.Duration(15 * time.Second)
+				}
+			})
 			c.add(c.files(30, "old"), c.all()...)
 			c.phase(t.Context(), c.all()...)
 			c.agreed(1, c.all()...)

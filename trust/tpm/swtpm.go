@@ -30,7 +30,7 @@ const (
 const (
 	commandInit = 2 // CMD_INIT of swtpm's control channel: pull the power and give it back
 
-	startLimit = 10 * time.Second // for a new swtpm to answer
+	startLimit = 30 * time.Second // for a new swtpm to answer
 	cycleLimit = 2 * time.Second  // for a running one, before it is replaced
 	stopLimit  = time.Second      // for it to end by itself
 )
