@@ -109,10 +109,11 @@ func (c *siege) impostor(t *testing.T, key ed25519.PrivateKey, lie func(archive.
 		t.Fatal(err)
 	}
 	m, _ := c.roster.Replica(2)
-	l, err := net.Listen("tcp", m.Address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var l net.Listener
+	archivetest.Eventually(t, 20*time.Second, "the port is free", func() bool {
+		l, err = net.Listen("tcp", m.Address)
+		return err == nil
+	})
 	s := &http.Server{TLSConfig: config, ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, err := io.ReadAll(io.LimitReader(r.Body, wire.MaxRequest))
 		q, err2 := wire.ParseAnswerRequest(b)
