@@ -24,7 +24,7 @@ import (
 	"github.com/bonafide-archive/bonafide/archive/wire"
 )
 
-var every = flag.Bool("every", false, "have TestEveryWrite and TestEveryPhaseWrite fail each write of an Add and of an update phase, not some")
+var every = flag.Bool("every", false, "have TestEveryWrite and TestEveryPhaseWrite fail each write of an Add and of an update phase, not some, and TestSwtpmFaults play each fault")
 
 // asTracer makes the test binary call trace.
 const asTracer = "BONAFIDE_TEST_AS_TRACER"
@@ -42,7 +42,7 @@ func TestEveryWrite(t *testing.T) {
 	}
 	for _, no := range []syscall.Errno{syscall.EIO, syscall.ENOSPC} {
 		for i := range n {
-			if *every || i%9 == int(no)%9 {
+			if *every || i%18 == int(no)%18 {
 				e.trial(t, fmt.Sprintf("%d %d", no, i+1), i+1, no)
 			}
 		}
@@ -63,7 +63,7 @@ func TestEveryPhaseWrite(t *testing.T) {
 	if n < 20 {
 		t.Fatalf("only %d writes were seen", n)
 	}
-	step := n / 2
+	step := n
 	if *every {
 		step = 1
 	}

@@ -38,6 +38,7 @@ func TestKills(t *testing.T) {
 		all.Go(func() { h.write(t, tr, w, stop) })
 		all.Go(func() { h.read(t, tr, w, stop) })
 	}
+	archivetest.Eventually(t, 60*time.Second, "a name is acknowledged", func() bool { return len(h.ackedNames()) > 0 })
 	k := &killer{trial: tr, rnd: rand.New(rand.NewPCG(*seed, 0)), hit: make(map[string]int)}
 	for k.total() < *kills {
 		k.kill(t)
