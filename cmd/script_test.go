@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -25,10 +26,15 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	flag.Set("test.parallel", sideBySide)
 	testscript.Main(m, map[string]func(){
 		"bonafide": func() { os.Exit(Execute(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
 	})
 }
+
+// sideBySide is how many scripts run at a time: they mostly wait, for schedules and
+// for what does not answer.
+const sideBySide = "5"
 
 // TestScript runs the shell sessions in testdata/script, each with real
 // processes.
