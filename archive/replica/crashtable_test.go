@@ -239,6 +239,12 @@ func (c *crashed) childEnds(id uint32, fatal bool) {
 func (c *crashed) whole() {
 	c.t.Helper()
 	c.pend(c.all()...)
+	c.undisturbed()
+}
+
+// undisturbed is a phase with nothing new.
+func (c *crashed) undisturbed() {
+	c.t.Helper()
 	c.reset(c.all()...)
 	c.children(false, c.all()...)
 	c.settled(c.all()...)

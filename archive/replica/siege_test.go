@@ -305,7 +305,7 @@ func (s *siege) run(p plan, limit time.Duration) {
 	defer disband()
 	for _, id := range here {
 		if x := s.faulty[id]; x != nil {
-			x.t, x.on = s.t, p.faults[id]
+			x.on = p.faults[id]
 			traitors.Go(func() { s.ended(id, s.betray(betraying, x, w)) })
 			continue
 		}
