@@ -193,7 +193,7 @@ func TestFetchBlocksFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBed(t, "")
-				content := pattern(10*archive.BlockSize + 3)
+				content := pattern(5*archive.BlockSize + 3)
 				want := b.hold(content)
 				brk(b, watchPeers(b.Client))
 				var out bytes.Buffer
