@@ -64,7 +64,7 @@ func (c *timed) bench(b *testing.B, adds int) {
 		c.reset(c.all()...)
 		b.StartTimer()
 		start, before := time.Now(), processorTime()
-		c.update(b.Context())
+		c.update(b.Context(), c.all()...)
 		wall, used = wall+time.Since(start), used+processorTime()-before
 		b.StopTimer()
 		epoch++
@@ -94,11 +94,11 @@ func (c *timed) fill(adds int) {
 	}
 }
 
-// update runs the update process of each replica.
-func (c *timed) update(ctx context.Context) {
+// update runs the update processes of the given replicas.
+func (c *timed) update(ctx context.Context, ids ...uint32) {
 	var mu sync.Mutex
 	var all sync.WaitGroup
-	for _, id := range c.all() {
+	for _, id := range ids {
 		all.Go(func() {
 			config := c.config(id)
 			config.Log = slog.New(c.parts)
