@@ -32,7 +32,7 @@ func (n Name) Check() error {
 	if err := checkText(string(n)); err != nil {
 		return err
 	}
-	for _, seg := range strings.Split(string(n), "/") {
+	for seg := range strings.SplitSeq(string(n), "/") {
 		switch seg {
 		case "":
 			return fmt.Errorf("%w: empty segment, or a slash at its start or end", ErrName)

@@ -130,11 +130,37 @@ func (t *tally) add(c *comparison) error {
 	return t.a.result(c, "%s", text)
 }
 
+// abreast is how many comparisons go to a worker at a time: to hand one over takes
+// as long as to hash a small file.
+const abreast = 16
+
 // compare runs what feed yields, at most n comparisons, and adds them in order.
 func (t *tally) compare(ctx context.Context, n int, feed func(yield func(*comparison)) error) error {
-	return inOrder(n, feed, func(c *comparison) { c.run(ctx, t.told) }, func(c *comparison) error {
-		return errors.Join(ctx.Err(), t.add(c))
+	work := func(cs []*comparison) {
+		for _, c := range cs {
+			c.run(ctx, t.told)
+		}
+	}
+	return inOrder(n/abreast+1, inLots(feed), work, func(cs []*comparison) error {
+		return errors.Join(ctx.Err(), t.addAll(cs))
 	})
+}
+
+// inLots feeds what feed yields in slices of abreast.
+func inLots[T any](feed func(yield func(T)) error) func(yield func([]T)) error {
+	return func(yield func([]T)) error {
+		var lot []T
+		err := feed(func(what T) {
+			if lot = append(lot, what); len(lot) == abreast {
+				yield(lot)
+				lot = nil
+			}
+		})
+		if len(lot) > 0 {
+			yield(lot)
+		}
+		return err
+	}
 }
 
 func (t *tally) addAll(cs []*comparison) (err error) {

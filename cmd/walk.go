@@ -93,25 +93,37 @@ func (w *walk) paths(ctx context.Context, paths []string, recursive bool) error 
 // tree adds what is below a directory, named by as, a slash and its path there.
 func (w *walk) tree(ctx context.Context, dir, as string) error {
 	root := filepath.Clean(dir) + string(filepath.Separator) // through a link to it
+	before := strings.TrimSuffix(filepath.Join(root, "x"), "x")
 	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		rel, no := filepath.Rel(dir, path)
+		rel := ""
+		if path != root {
+			rel = strings.TrimPrefix(path, before)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case errors.Join(err, no) != nil:
-			w.pass(path, "", errors.Join(err, no))
+		case err != nil:
+			w.pass(path, "", err)
 			return nil
-		case rel != "." && w.exclude.match(rel, d.IsDir()):
+		case rel != "" && w.exclude.match(rel, d.IsDir()):
 			if d.IsDir() {
 				return filepath.SkipDir
 			}
 			return nil
 		}
-		if err := w.find(path, filepath.Join(as, rel), d); err != nil {
+		if err := w.find(path, joined(as, rel), d); err != nil {
 			w.pass(path, "", err)
 		}
 		return nil
 	})
+}
+
+// joined is a path below another, either of which may be empty; both are clean.
+func joined(as, rel string) string {
+	if as == "" || rel == "" {
+		return as + rel
+	}
+	return as + string(filepath.Separator) + rel
 }
 
 // pass passes over what is found.
@@ -232,7 +244,7 @@ func (w *walk) dropTwins() {
 	twin := func(i int) bool {
 		return i > 0 && all[i-1].name == all[i].name || i+1 < len(all) && all[i+1].name == all[i].name
 	}
-	w.files = nil
+	w.files = all[:0] // written behind what twin looks at
 	for i, f := range all {
 		if twin(i) {
 			w.pass("", f.name, errTwin)
