@@ -95,19 +95,11 @@ func (a *app) getMany(ctx context.Context, g getting, args []string) error {
 	if a.json && toStdout {
 		return usagef("with --json the contents need -o DIR")
 	}
-	names, err := a.parseNames(args)
-	if err != nil {
-		return err
-	}
-	c, err := a.connect(ctx, false)
+	c, results, err := a.getNames(ctx, args)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	results, err := c.Get(ctx, names...)
-	if err != nil {
-		return err
-	}
 	t := &gotTree{Kind: "summary", Epoch: results[0].Record.Epoch, MAS: string(c.Roster.Profile()), dir: g.out, receipt: g.receipt}
 	var all []*fetching
 	for _, r := range results {
@@ -178,21 +170,17 @@ func gotOf(r client.Result) got {
 }
 
 func (a *app) get(ctx context.Context, arg, out, receipt string) error {
-	n, err := a.parseName(arg)
-	if err != nil {
-		return err
-	}
 	if a.json && (out == "" || out == "-") {
 		return usagef("with --json the content needs -o FILE")
 	}
-	c, err := a.connect(ctx, false)
+	c, results, err := a.getNames(ctx, []string{arg})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	r, err := lookup(ctx, c, n)
-	if err != nil {
-		return err
+	r := results[0]
+	if r.Err != nil {
+		return r.Err
 	}
 	if err := a.fetch(ctx, c, r.Entry.Content, out); err != nil {
 		return err
@@ -206,7 +194,7 @@ func (a *app) get(ctx context.Context, arg, out, receipt string) error {
 	m := gotOf(r)
 	m.Output, m.Receipt = out, receipt
 	a.say("%s: %s, bound in epoch %d, proven as of epoch %d of %s; MAS profile %s",
-		quote(n), count(r.Entry.Size, "byte"), r.Entry.Epoch, r.Record.Epoch, clock(r.Record.Time), r.Profile)
+		quote(r.Name), count(r.Entry.Size, "byte"), r.Entry.Epoch, r.Record.Epoch, clock(r.Record.Time), r.Profile)
 	return a.message(m)
 }
 

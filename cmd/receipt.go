@@ -75,34 +75,15 @@ func (a *app) receipt(ctx context.Context, args []string, out string) error {
 	case toStdout && a.json:
 		return usagef("with --json the receipt needs -o FILE")
 	}
-	names, err := a.parseNames(args)
-	if err != nil {
-		return err
-	}
-	c, err := a.connect(ctx, false)
+	c, results, err := a.getNames(ctx, args)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	results, err := c.Get(ctx, names...)
-	if err != nil {
-		return err
-	}
 	if len(results) == 1 && !isDirectory(out) {
 		return a.writeReceipt(results[0], out)
 	}
 	return a.writeReceipts(results, out)
-}
-
-func (a *app) parseNames(args []string) (names []archive.Name, err error) {
-	for _, arg := range args {
-		n, err := a.parseName(arg)
-		if err != nil {
-			return nil, err
-		}
-		names = append(names, n)
-	}
-	return names, nil
 }
 
 // writeReceipts writes one file each.

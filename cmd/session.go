@@ -81,6 +81,29 @@ func (a *app) parseName(s string) (archive.Name, error) {
 	return n, nil
 }
 
+// getNames asks the configured archive for names, once each of them is one. The caller
+// closes the client, which fetches the contents.
+func (a *app) getNames(ctx context.Context, args []string) (*client.Client, []client.Result, error) {
+	var names []archive.Name
+	for _, arg := range args {
+		n, err := a.parseName(arg)
+		if err != nil {
+			return nil, nil, err
+		}
+		names = append(names, n)
+	}
+	c, err := a.connect(ctx, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	results, err := c.Get(ctx, names...)
+	if err != nil {
+		c.Close()
+		return nil, nil, err
+	}
+	return c, results, nil
+}
+
 // lookup gets one name.
 func lookup(ctx context.Context, c *client.Client, n archive.Name) (client.Result, error) {
 	results, err := c.Get(ctx, n)
