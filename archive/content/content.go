@@ -5,6 +5,7 @@ package content
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -112,7 +114,7 @@ func (s *Store) Locate(d archive.Digest) (int64, Place, error) {
 type Look func(archive.Digest) (int64, Place, error)
 
 // Locator returns a function like Locate that is faster for many contents. It
-// looks at each pack, and whether there is each directory of files, once. It must
+// looks at each pack, and which directories of files there are, once. It must
 // not be called concurrently.
 func (s *Store) Locator() Look {
 	sizes := make(map[uint32]int64)
@@ -130,18 +132,34 @@ func (s *Store) Locator() Look {
 }
 
 // fanOut returns a function that reports whether there may be a file of a content:
-// not where its directory, looked at once, is missing.
+// not where its directory is missing. It lists the directories when it is first
+// called.
 func (s *Store) fanOut() func(archive.Digest) bool {
-	missing := make(map[byte]bool)
-	return func(d archive.Digest) bool {
-		none, known := missing[d[0]]
-		if !known {
-			_, err := os.Lstat(filepath.Dir(s.PlainPath(d)))
-			none = errors.Is(err, fs.ErrNotExist)
-			missing[d[0]] = none
+	listed := sync.OnceValues(func() (map[string]bool, error) {
+		names, err := namesIn(filepath.Join(string(s.root), plainDir))
+		there := make(map[string]bool, len(names))
+		for _, n := range names {
+			there[n] = true
 		}
-		return !none
+		return there, err
+	})
+	return func(d archive.Digest) bool {
+		there, err := listed()
+		return err != nil || there[hex.EncodeToString(d[:1])]
 	}
+}
+
+// namesIn returns what is in a directory: nothing if there is none.
+func namesIn(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Readdirnames(-1)
 }
 
 func (s *Store) locate(d archive.Digest, packSize func(uint32) (int64, error), mayBe func(archive.Digest) bool) (int64, Place, error) {
