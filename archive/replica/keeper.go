@@ -193,7 +193,9 @@ type found struct {
 // wanted returns a found that looks for all that waits.
 func (s *service) wanted() found {
 	f := found{names: s.pending.wantedNames(), uploads: make(map[archive.Digest]bool)}
-	s.pending.eachUpload(func(d archive.Digest, _ upload) error { f.uploads[d] = false; return nil })
+	for d := range s.pending.allUploads() {
+		f.uploads[d] = false
+	}
 	return f
 }
 
@@ -257,7 +259,7 @@ func (s *service) tooOld(t time.Time) bool {
 func (s *service) cleanUploads(f found, pending map[archive.Digest]bool) error {
 	drop := make(map[archive.Digest]upload)
 	var remove []archive.Digest
-	err := s.pending.eachUpload(func(d archive.Digest, u upload) error {
+	for d, u := range s.pending.allUploads() {
 		bound, looked := f.uploads[d]
 		unwanted := looked && !bound && !pending[d] && s.tooOld(time.Unix(u.at, 0))
 		if unwanted {
@@ -266,11 +268,8 @@ func (s *service) cleanUploads(f found, pending map[archive.Digest]bool) error {
 		if bound || unwanted {
 			drop[d] = u
 		}
-		return nil
-	})
-	if err == nil {
-		err = s.store.contents.Remove(remove)
 	}
+	err := s.store.contents.Remove(remove)
 	if err == nil && len(drop) > 0 {
 		err = s.pending.dropUploads(drop)
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -19,7 +18,7 @@ import (
 
 var (
 	submissionsBucket = []byte("submissions") // submission digest -> submission
-	uploadsBucket     = []byte("uploads")     // content digest -> upload
+	uploadsBucket     = []byte("uploads")     // be64 number of a batch -> uploads
 )
 
 // ErrQuota says that a writer has as much waiting as the roster gives him.
@@ -54,6 +53,7 @@ type Pending struct {
 	writers map[archive.KeyID]Stats  // of their submissions
 	bodies  map[archive.KeyID]uint64 // bytes of their submissions
 	stored  map[archive.KeyID]uint64 // bytes stored and not bound
+	uploads map[archive.Digest]known // on the disk, or about to be
 	names   map[archive.Name]int     // submissions that want it
 	total   Stats
 }
@@ -63,6 +63,7 @@ type put struct {
 	sub     archive.Submission
 	uploads map[archive.Digest]upload // not nil: these
 	again   uint64                    // bytes of those that were known before
+	learnt  []archive.Digest          // the others
 	err     error
 }
 
@@ -70,25 +71,12 @@ type put struct {
 // uploads is for the replica's own accounts: without it they are read again.
 func (x *put) promises() bool { return x.uploads == nil }
 
-func (x *put) write(tx *bbolt.Tx) error {
+func (p *Pending) write(tx *bbolt.Tx, x *put) error {
 	if x.promises() {
 		d := x.sub.Digest()
 		return tx.Bucket(submissionsBucket).Put(d[:], x.sub.Bytes())
 	}
-	b := tx.Bucket(uploadsBucket)
-	x.again = 0
-	byDigest := func(a, b archive.Digest) int { return bytes.Compare(a[:], b[:]) }
-	for _, d := range slices.SortedFunc(maps.Keys(x.uploads), byDigest) { // in order, bbolt is quicker
-		u := x.uploads[d]
-		if b.Get(d[:]) != nil {
-			x.again += u.size
-			continue
-		}
-		if err := b.Put(d[:], u.bytes()); err != nil {
-			return err
-		}
-	}
-	return nil
+	return p.writeUploads(tx, x)
 }
 
 // count adds a submission to the counts, or takes it off with sign -1.
@@ -202,7 +190,7 @@ func (p *Pending) flush() error {
 	}
 	err := p.update(func(tx *bbolt.Tx) error {
 		for _, x := range batch {
-			if err := x.write(tx); err != nil {
+			if err := p.write(tx, x); err != nil {
 				return err
 			}
 		}
@@ -221,6 +209,7 @@ func (p *Pending) flush() error {
 		if x.promises() {
 			p.count(x.sub, -1)
 		}
+		p.unlearn(x)
 	}
 	return err
 }
@@ -228,8 +217,8 @@ func (p *Pending) flush() error {
 // Each calls fn with every submission, in the order of their digests. Rows that
 // are not what their digest says are left out.
 func (p *Pending) Each(fn func(archive.Submission) error) error {
-	return p.each(submissionsBucket, func(d archive.Digest, v []byte) error {
-		if archive.DigestOf(v) != d {
+	return p.each(submissionsBucket, func(k, v []byte) error {
+		if d := archive.DigestOf(v); !bytes.Equal(k, d[:]) {
 			return nil
 		}
 		s, err := archive.ParseSubmission(v)
@@ -240,18 +229,13 @@ func (p *Pending) Each(fn func(archive.Submission) error) error {
 	})
 }
 
-func (p *Pending) each(bucket []byte, fn func(archive.Digest, []byte) error) error {
+func (p *Pending) each(bucket []byte, fn func(key, val []byte) error) error {
 	return p.view(func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucket)
 		if b == nil {
 			return fmt.Errorf("pending: %w: no %s", ErrDamaged, bucket)
 		}
-		return b.ForEach(func(k, v []byte) error {
-			if len(k) != len(archive.Digest{}) {
-				return nil
-			}
-			return fn(archive.Digest(k), append([]byte(nil), v...))
-		})
+		return b.ForEach(func(k, v []byte) error { return fn(k, append([]byte(nil), v...)) })
 	})
 }
 

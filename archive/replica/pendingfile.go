@@ -121,6 +121,7 @@ func (p *Pending) load() error {
 	p.bodies = make(map[archive.KeyID]uint64)
 	p.stored = make(map[archive.KeyID]uint64)
 	p.names = make(map[archive.Name]int)
+	p.uploads = make(map[archive.Digest]known)
 	err := p.update(func(tx *bbolt.Tx) error {
 		for _, b := range [][]byte{submissionsBucket, uploadsBucket} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
@@ -135,7 +136,12 @@ func (p *Pending) load() error {
 	if err := p.Each(func(s archive.Submission) error { p.count(s, 1); return nil }); err != nil {
 		return err
 	}
-	return p.eachUpload(func(_ archive.Digest, u upload) error { p.stored[u.writer] += u.size; return nil })
+	return p.readUploads(func(batch uint64, d archive.Digest, u upload) {
+		if _, twice := p.uploads[d]; !twice {
+			p.stored[u.writer] += u.size
+		}
+		p.uploads[d] = known{u, batch}
+	})
 }
 
 func (p *Pending) close() error { return errors.Join(p.closeFile(), p.lock.Close()) }

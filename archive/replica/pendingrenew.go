@@ -140,16 +140,23 @@ const copyBatch = 256
 
 // takeUploads copies what is known of uploads. It is only of use, not needed.
 func (p *Pending) takeUploads(old *Pending) (damage, err error) {
-	all := make(map[archive.Digest]upload)
-	damage = old.eachUpload(func(d archive.Digest, u upload) error { all[d] = u; return nil })
-	err = p.update(func(tx *bbolt.Tx) error {
-		for d, u := range all {
-			if err := tx.Bucket(uploadsBucket).Put(d[:], u.bytes()); err != nil {
-				return err
-			}
-			p.stored[u.writer] += u.size
+	x := &put{uploads: make(map[archive.Digest]upload)}
+	take := func() error {
+		err := p.update(func(tx *bbolt.Tx) error { return p.writeUploads(tx, x) })
+		clear(x.uploads)
+		return err
+	}
+	damage = old.readUploads(func(_ uint64, d archive.Digest, u upload) {
+		if _, twice := p.uploads[d]; twice || err != nil {
+			return
 		}
-		return nil
+		p.stored[u.writer] += u.size
+		if x.uploads[d] = u; len(x.uploads) == archive.MaxUploads {
+			err = take()
+		}
 	})
+	if err == nil {
+		err = take()
+	}
 	return damage, err
 }
