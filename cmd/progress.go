@@ -1,6 +1,10 @@
 package cmd
 
 import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -11,11 +15,11 @@ import (
 )
 
 // progress shows how far uploads and downloads are, on a terminal only.
-func (a *app) progress() func(client.Progress) {
+func (a *app) progress(r *archive.Roster) func(client.Progress) {
 	if !a.shows() {
 		return nil
 	}
-	return (&bars{a: a}).show
+	return (&bars{a: a, roster: r}).show
 }
 
 // shows reports whether progress is shown.
@@ -81,12 +85,16 @@ func (a *app) counting(what string) (show func(done, total uint64), end func()) 
 }
 
 // bars is the one bar on the screen. Uploads of a content to several replicas
-// show as one: that of the replica which leads.
+// show as one: that of the slowest of the quorum that is furthest, as with it all
+// are acknowledged, and beside it how many percent each replica has, in the order of
+// the roster; - stands for none yet.
 type bars struct {
-	a    *app
-	bar  *progressbar.ProgressBar // nil: none on the screen
-	what string
-	done uint64
+	a      *app
+	roster *archive.Roster
+	bar    *progressbar.ProgressBar // nil: none on the screen
+	what   string
+	done   uint64
+	each   map[uint32]uint64 // bytes that a replica has
 }
 
 func (b *bars) show(p client.Progress) {
@@ -96,15 +104,44 @@ func (b *bars) show(p client.Progress) {
 	if what := p.Stage + " " + string(p.Name); what != b.what {
 		b.end()
 		b.what, b.done, b.bar = what, 0, b.a.bar(plain(what), p.Total)
+		b.each = make(map[uint32]uint64)
 	}
-	if b.bar == nil || p.Done <= b.done {
+	if b.bar == nil {
 		return
 	}
-	b.done = p.Done
-	_ = b.bar.Set64(int64(p.Done))
-	if p.Done >= p.Total {
+	done := p.Done
+	if p.Stage == "upload" {
+		done = b.reached(p)
+		b.bar.Describe(fitting(plain(b.what), b.state(p.Total), terminalWidth(b.a.err)))
+	}
+	if done <= b.done {
+		return
+	}
+	b.done = done
+	_ = b.bar.Set64(int64(done))
+	if done >= p.Total {
 		b.end()
 	}
+}
+
+// reached notes an upload's progress and returns how much of the content a quorum
+// has, or, before a quorum has begun, all that have.
+func (b *bars) reached(p client.Progress) uint64 {
+	b.each[p.Replica] = p.Done
+	had := slices.Sorted(maps.Values(b.each))
+	return had[max(len(had)-b.roster.Quorum(), 0)]
+}
+
+func (b *bars) state(total uint64) string {
+	var all []string
+	for _, r := range b.roster.Replicas {
+		has := "-"
+		if done, ok := b.each[r.ID]; ok {
+			has = fmt.Sprint(100 * min(done, total) / total)
+		}
+		all = append(all, has)
+	}
+	return "[" + strings.Join(all, " ") + "%]"
 }
 
 func (b *bars) end() {
@@ -115,26 +152,46 @@ func (b *bars) end() {
 }
 
 func (a *app) bar(what string, total uint64, more ...progressbar.Option) *progressbar.ProgressBar {
-	what, options := fit(what, terminalWidth(a.err))
-	return progressbar.NewOptions64(int64(total), append(append(options,
+	columns := terminalWidth(a.err)
+	text, wide := textRoom(columns)
+	return progressbar.NewOptions64(int64(total), append([]progressbar.Option{
+		progressbar.OptionShowBytes(columns >= narrow), // with the rate
+		progressbar.OptionSetWidth(wide - text),
 		progressbar.OptionSetWriter(barWriter{a.printer}),
-		progressbar.OptionSetDescription(what),
-		progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionSetDescription(fitting(what, "", columns)),
+		progressbar.OptionThrottle(100 * time.Millisecond),
 		progressbar.OptionClearOnFinish(),
-	), more...)...)
+	}, more...)...)
 }
 
-// fit returns what of a description there is room for beside a bar on a terminal of so
-// many columns, and the options with which the bar fits. Where it is narrow, the rate
-// is left out.
-func fit(what string, columns int) (string, []progressbar.Option) {
-	const narrow = 60
-	rest, rate := 38, true // beside the two: percentage, rate, times
+// narrow is how many columns a terminal must have for a bar with its rate.
+const narrow = 60
+
+// textRoom returns how many columns there are for a description and for it and the
+// bar together, beside percentage, rate and times.
+func textRoom(columns int) (text, both int) {
+	rest := 38
 	if columns < narrow {
-		rest, rate = 24, false
+		rest = 24
 	}
-	room := max(columns-rest, 12)
+	both = max(columns-rest, 12)
+	text = min(both*2/3, 40)
+	return text, min(both, text+40)
+}
+
+// fitting returns a description that is as long as there is room for: what, cut
+// short, and a state, if there is room for it and a little of what.
+func fitting(what, state string, columns int) string {
+	room, _ := textRoom(columns)
 	text := []rune(what)
-	text = text[:min(len(text), 40, room*2/3)]
-	return string(text), []progressbar.Option{progressbar.OptionShowBytes(rate), progressbar.OptionSetWidth(min(room-len(text), 40))}
+	const little = 9 // upload and a letter
+	if room < little+1+len(state) {
+		state = ""
+	}
+	if state != "" {
+		room -= 1 + len(state)
+		state = " " + state
+	}
+	text = text[:min(len(text), room)]
+	return string(text) + state
 }

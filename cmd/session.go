@@ -49,7 +49,7 @@ func (a *app) connect(ctx context.Context, writer bool) (*client.Client, error) 
 	}
 	return client.New(client.Config{
 		Roster: r, Key: key, StateDir: a.stateDir(),
-		Timeout: a.v.GetDuration("timeout"), Progress: a.progress(),
+		Timeout: a.v.GetDuration("timeout"), Progress: a.progress(r),
 	})
 }
 
