@@ -64,10 +64,17 @@ func (a *app) explain(ctx context.Context, ran *cobra.Command, err error) error 
 	case !a.running && ran != nil:
 		return misused(ran, err)
 	case ctx.Err() != nil && exitStatus(err) != exitInterrupted:
-		return withStatus(exitInterrupted, fmt.Errorf("interrupted: %w", err))
+		err = withStatus(exitInterrupted, fmt.Errorf("interrupted: %w", err))
+		if goesOn(ran) {
+			err = withHint(err, "the same command, run again, goes on where this one ended")
+		}
 	}
 	return err
 }
+
+// goesOn reports whether a command that was interrupted repeats nothing that it has
+// done when it is run again.
+func goesOn(c *cobra.Command) bool { return c != nil && (c.Name() == "add" || c.Name() == "get") }
 
 // misused is the error of a command that could not begin.
 func misused(c *cobra.Command, err error) error {

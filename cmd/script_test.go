@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -242,7 +243,7 @@ func statusOfRun(ts *testscript.TestScript, args []string) int {
 }
 
 // interrupt TEXT ARGS... runs bonafide until TEXT stands on its stderr, sends
-// SIGINT and expects status 130.
+// SIGINT and expects status 130 and, of add, a hint how to go on.
 func interrupt(ts *testscript.TestScript, neg bool, args []string) {
 	c := exec.Command(lookIn(ts.Getenv("PATH")), args[1:]...)
 	c.Dir, c.Args[0] = ts.MkAbs("."), "bonafide"
@@ -263,8 +264,9 @@ func interrupt(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	_ = c.Wait()
-	if got := c.ProcessState.ExitCode(); got != exitInterrupted {
-		ts.Fatalf("bonafide %v: exit status %d, want 130; it said:\n%s", args[1:], got, said.String())
+	hinted := strings.Contains(said.String(), "hint: the same command, run again, goes on")
+	if got := c.ProcessState.ExitCode(); got != exitInterrupted || hinted != slices.Contains(args[1:], "add") {
+		ts.Fatalf("bonafide %v: exit status %d, want 130, hinted %t; it said:\n%s", args[1:], got, hinted, said.String())
 	}
 }
 
