@@ -19,8 +19,9 @@ const module = "github.com/bonafide-archive/bonafide"
 // a new package.
 var imports = map[string][]string{
 	".":   {"cmd"},
-	"cmd": {"archive", "archive/client", "archive/replica", "archive/wire", "tree", "trust", "trust/soft", "trust/tpm", "trust/watchdog"},
+	"cmd": {"archive", "archive/bench", "archive/client", "archive/replica", "archive/wire", "tree", "trust", "trust/soft", "trust/tpm", "trust/watchdog"},
 
+	"archive/bench":   {"archive", "archive/client", "archive/replica", "archive/wire"},
 	"archive/client":  {"archive", "archive/wire", "tree", "trust"},
 	"archive/replica": {"archive", "archive/content", "archive/disk", "archive/wire", "consensus", "tree", "tree/boltstore", "trust"},
 	"archive/wire":    {"archive", "tree", "trust"},

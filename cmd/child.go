@@ -91,7 +91,7 @@ func (a *app) updatePhase(ctx context.Context, m member) (childReport, error) {
 func report(out replica.Outcome, err error) childReport {
 	rp := childReport{
 		Epoch: out.Epoch, Head: out.Head, Tick: out.Tick, Joined: out.Joined,
-		Advanced: out.Advanced, CaughtUp: out.CaughtUp, Status: exitStatus(err),
+		Advanced: out.Advanced, CaughtUp: out.CaughtUp, Steps: out.Steps, Status: exitStatus(err),
 	}
 	if err != nil {
 		rp.Error = oneLine(err.Error())

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/replica"
 	"github.com/bonafide-archive/bonafide/archive/wire"
 	"github.com/bonafide-archive/bonafide/trust/watchdog"
 )
@@ -58,6 +59,7 @@ type childReport struct {
 	Joined   []uint32       `json:"joined"`
 	Advanced bool           `json:"advanced"`
 	CaughtUp bool           `json:"caught_up"`
+	Steps    []replica.Step `json:"steps,omitempty"` // the reset of the device first
 	Status   int            `json:"status"`
 	Error    string         `json:"error,omitempty"`
 }

@@ -42,6 +42,26 @@ type host struct {
 	mu     sync.Mutex // guards all below
 	output *bounded   // of the newest update child
 	report *childReport
+	took   time.Duration // of the newest reset of the device
+}
+
+// stepReset is the watchdog's part of an update phase.
+const stepReset = "reset"
+
+// timedDevice notes how long its resets take.
+type timedDevice struct {
+	watchdog.Device
+	h *host
+}
+
+// Reset implements watchdog.Device.
+func (d timedDevice) Reset(ctx context.Context) error {
+	began := time.Now()
+	err := d.Device.Reset(ctx)
+	d.h.mu.Lock()
+	defer d.h.mu.Unlock()
+	d.h.took = time.Since(began)
+	return err
 }
 
 // run serves the replica, which has been claimed, until ctx ends.
@@ -136,7 +156,7 @@ func (m member) claim() (io.Closer, error) {
 
 func (h *host) config(d watchdog.Device) watchdog.Config {
 	return watchdog.Config{
-		Schedule: h.roster.Schedule, Device: d,
+		Schedule: h.roster.Schedule, Device: timedDevice{d, h},
 		Update: h.updateChild, Service: h.serviceChild, Over: phaseOver,
 		PhaseLimit: h.roster.Limits.Phase.Std() + time.Second, // the child ends by itself, and says why
 		StopGrace:  hostStop,
@@ -225,6 +245,8 @@ func (h *host) collect(trouble string) childReport {
 	if h.output == nil || json.Unmarshal(h.output.Bytes(), &rp) != nil {
 		rp = childReport{Status: exitFailure, Error: trouble}
 	}
+	rp.Steps = append([]replica.Step{{Name: stepReset, Took: h.took}}, rp.Steps...)
+	h.took = 0
 	h.output, h.report = nil, &rp
 	return rp
 }

@@ -32,6 +32,7 @@ var messageTypes = map[string]string{
 	"replica": "status", "check": "status", "serving": "status", "ready": "status", "phase": "status",
 	"progress": "status", "behind": "status", "warning": "status",
 	"summary": "summary", "listing": "summary", "history": "summary", "audit": "summary", "members": "summary",
+	"bench": "summary",
 	"error": "error",
 }
 

@@ -150,7 +150,7 @@ func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
 		a.serveCommand(), a.addCommand(), a.getCommand(), a.receiptCommand(), a.updateCommand(), a.verifyCommand(),
 		a.auditCommand(), a.lsCommand(), a.logCommand(), a.statusCommand(), a.serviceCommand(),
-		a.guardCommand(), a.initCommand(), a.tourCommand(), a.versionCommand(),
+		a.guardCommand(), a.initCommand(), a.tourCommand(), a.benchCommand(), a.versionCommand(),
 	}
 }
 

@@ -22,7 +22,7 @@ import (
 	"github.com/bonafide-archive/bonafide/trust/watchdog"
 )
 
-// seldom is the tour's schedule: its phases are those it asks for.
+// seldom is the schedule of the tour and of bench: the phases are those they ask for.
 const seldom = "0 0 29 2 *"
 
 // tourLimit is how long any step of the tour may take.

@@ -44,6 +44,8 @@ type trialWish struct {
 	every    string
 	mas      string
 	listen   string
+	limits   archive.Limits // of a new one; zero: a trial's
+	names    uint64         // that its writer may have pending; 0: as many as by default
 }
 
 // trialAt returns the trial in dir. All of it lies there, unless that is the
@@ -150,6 +152,9 @@ func (w trialWish) withDefaults() trialWish {
 	if w.mas == "" {
 		w.mas = masSoftware
 	}
+	if w.limits == (archive.Limits{}) {
+		w.limits = archive.TrialLimits(period(archive.Schedule(w.every)))
+	}
 	if w.listen == "" {
 		w.listen = freePorts(trialHost, trialPort, 2*w.replicas)
 	}
@@ -182,8 +187,8 @@ func (t trial) fill(ctx context.Context, w trialWish) error {
 		return err
 	}
 	writer := newWriter(archive.PublicKey(publicOf(key)))
-	schedule := archive.Schedule(w.every)
-	r, err := archive.NewRoster("trial", time.Now(), schedule, archive.TrialLimits(period(schedule)),
+	writer.Names = max(writer.Names, w.names)
+	r, err := archive.NewRoster("trial", time.Now(), archive.Schedule(w.every), w.limits,
 		replicas, []archive.Writer{writer}, nil)
 	if err != nil {
 		return err

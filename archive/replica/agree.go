@@ -204,7 +204,7 @@ func (a *attempt) agree(ctx context.Context) ([]byte, error) {
 	err := a.durable("decision", func() (err error) { block, err = consensus.Agree(engine, a.engine()); return err })
 	switch {
 	case err == nil:
-		a.step("block decided", began, "bytes", len(block))
+		a.step(StepDecided, began, "bytes", len(block))
 		return block, nil
 	case engine.Err() == nil:
 		a.log.Warn("engine failed; waiting for the peers' decision", "err", err)

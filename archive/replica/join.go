@@ -281,7 +281,7 @@ func (p *phase) gather(ctx context.Context) (uint64, error) {
 		case err != nil || tick == 0:
 			return tick, err
 		case tick > p.spent():
-			p.step("tick chosen", began, "epoch", p.base.Epoch+1, "tick", tick)
+			p.step(StepTick, began, "epoch", p.base.Epoch+1, "tick", tick)
 			return tick, nil
 		default:
 			return p.abstain(ctx)
@@ -566,7 +566,7 @@ func (p *phase) enter(ctx context.Context, tick uint64) (*attempt, error) {
 		a.end()
 		return nil, err
 	}
-	p.step("joined", began, "tick", tick, "replicas", a.company, "bytes", manifest.Size)
+	p.step(StepJoined, began, "tick", tick, "replicas", a.company, "bytes", manifest.Size)
 	return a, nil
 }
 

@@ -253,7 +253,7 @@ func (a *attempt) apply(ctx context.Context, b consensus.Block) (archive.EpochRe
 	if _, err := archive.ParseRecord(rec.Bytes()); err != nil {
 		return rec, fmt.Errorf("apply: %w", err)
 	}
-	a.step("applied", began, "epoch", rec.Epoch, "names", rec.Names, "carried", b.Carried != nil)
+	a.step(StepApplied, began, "epoch", rec.Epoch, "names", rec.Names, "carried", b.Carried != nil)
 	return rec, nil
 }
 

@@ -97,7 +97,7 @@ func (p *phase) open(ctx context.Context) error {
 		p.log.Warn("the head names no certified record; asking the peers", "epoch", p.statement.Slots.Epoch)
 	}
 	p.know.update(func() { p.inDoubt = p.doubt(); p.opened = true })
-	p.step("opened", began, "epoch", p.base.Epoch, "root", archive.Digest(p.base.Root))
+	p.step(StepOpened, began, "epoch", p.base.Epoch, "root", archive.Digest(p.base.Root))
 	return nil
 }
 

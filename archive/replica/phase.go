@@ -22,7 +22,28 @@ type Outcome struct {
 	Joined   []uint32       // the join set of the epoch's record
 	Advanced bool           // it helped to certify the epoch in this phase
 	CaughtUp bool           // it took the epoch over from its peers
+	Steps    []Step         // how long its steps took, in order
 }
+
+// Step is a step of an update phase and how long it took.
+type Step struct {
+	Name string        `json:"name"`
+	Took time.Duration `json:"took"` // nanoseconds
+}
+
+// The steps by which a phase goes forward, as Outcome names them.
+const (
+	StepOpened    = "opened"              // the whole tree rehashed
+	StepTick      = "tick chosen"         // 2f+1 peers heard
+	StepJoined    = "joined"              // own proposal frozen and attested
+	StepProposals = "proposals certified" // 2f+1 hold each
+	StepDecided   = "block decided"
+	StepApplied   = "applied" // to the tree, on disk
+	StepPrepared  = "prepared"
+	StepCommitted = "committed"
+	StepStored    = "head stored"
+	StepLingered  = "lingered" // for peers to have the certificate
+)
 
 var (
 	// ErrTooFew reports that fewer than 2f+1 replicas came to the update
@@ -53,6 +74,7 @@ func Update(ctx context.Context, c Config) (Outcome, error) {
 	}
 	defer p.close()
 	out, err := p.run(limit)
+	out.Steps = p.steps
 	if err != nil {
 		err = fmt.Errorf("update: %w", p.explain(limit, err))
 	}
@@ -155,6 +177,7 @@ type phase struct {
 	unsaid    uint64 // tick stored in this boot in which nothing was said yet
 	trees     *lender
 	checked   digestSet // submissions whose signatures are good
+	steps     []Step    // taken
 	recording sync.Mutex
 	helloing  sync.Mutex
 
@@ -218,9 +241,11 @@ func (p *phase) close() {
 	}
 }
 
-// step logs a step of the phase with how long it took.
+// step notes and logs a step of the phase with how long it took.
 func (p *phase) step(name string, began time.Time, attrs ...any) {
-	p.log.Info(name, append([]any{"took", time.Since(began).Round(time.Millisecond)}, attrs...)...)
+	took := time.Since(began)
+	p.steps = append(p.steps, Step{name, took})
+	p.log.Info(name, append([]any{"took", took.Round(time.Millisecond)}, attrs...)...)
 }
 
 func (p *phase) outcome(tick uint64) Outcome {

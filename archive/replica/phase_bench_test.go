@@ -120,16 +120,16 @@ type parts struct {
 
 // partOf names the part of a phase that a step belongs to.
 var partOf = map[string]string{
-	"opened":              "open",
-	"tick chosen":         "join",
-	"joined":              "join",
-	"proposals certified": "vouch",
-	"block decided":       "agree",
-	"applied":             "apply",
-	"prepared":            "votes",
-	"committed":           "votes",
-	"head stored":         "store",
-	"lingered":            "linger",
+	StepOpened:    "open",
+	StepTick:      "join",
+	StepJoined:    "join",
+	StepProposals: "vouch",
+	StepDecided:   "agree",
+	StepApplied:   "apply",
+	StepPrepared:  "votes",
+	StepCommitted: "votes",
+	StepStored:    "store",
+	StepLingered:  "linger",
 }
 
 func newParts() *parts {

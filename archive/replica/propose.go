@@ -264,6 +264,6 @@ func (a *attempt) awaitProposals(ctx context.Context) error {
 	}
 	a.know.Lock()
 	defer a.know.Unlock()
-	a.step("proposals certified", began, "proposals", len(a.proposals))
+	a.step(StepProposals, began, "proposals", len(a.proposals))
 	return nil
 }

@@ -133,7 +133,7 @@ func (a *attempt) vote(ctx context.Context, rec archive.EpochRecord) (cert archi
 	if _, err := a.quorum(ctx, itemReady, rec.Head(), func(archive.Attested) error { return nil }); err != nil {
 		return cert, fmt.Errorf("prepare: %w", err)
 	}
-	a.step("prepared", began, "head", rec.Head())
+	a.step(StepPrepared, began, "head", rec.Head())
 	began = time.Now()
 	if err := a.commit(ctx, rec); err != nil {
 		return cert, fmt.Errorf("commit: %w", err)
@@ -144,7 +144,7 @@ func (a *attempt) vote(ctx context.Context, rec archive.EpochRecord) (cert archi
 	if err != nil {
 		return cert, fmt.Errorf("commit: %w", err)
 	}
-	a.step("committed", began, "head", rec.Head())
+	a.step(StepCommitted, began, "head", rec.Head())
 	cert = archive.Certificate{Tick: a.tick, Votes: votes}
 	return cert, cert.Verify(a.Roster, rec)
 }
@@ -235,7 +235,7 @@ func (p *phase) advance(ctx context.Context, rec archive.EpochRecord, cert archi
 	if err := p.storeHead(ctx, rec); err != nil {
 		return err
 	}
-	p.step("head stored", began, "epoch", rec.Epoch, "head", rec.Head())
+	p.step(StepStored, began, "epoch", rec.Epoch, "head", rec.Head())
 	return p.lock(ctx)
 }
 
@@ -261,7 +261,7 @@ func (a *attempt) linger(ctx context.Context, rec archive.EpochRecord, joined []
 		}
 		return true, nil
 	})
-	a.step("lingered", began, "all", err == nil)
+	a.step(StepLingered, began, "all", err == nil)
 	if err := a.durable("phase data dropped", func() error { return a.phase.dir.drop(rec.Epoch) }); err != nil {
 		a.log.Warn("remove phase data", "err", err)
 	}
