@@ -170,8 +170,12 @@ func (w benchWish) command() string {
 	for _, n := range w.adds {
 		adds = append(adds, fmt.Sprint(n))
 	}
-	return fmt.Sprintf("bonafide bench --names %d --runs %d --adds %s --replicas %d --mas %s",
-		w.names, w.runs, strings.Join(adds, ","), w.replicas, w.mas)
+	quick := ""
+	if w.quick {
+		quick = " --quick"
+	}
+	return fmt.Sprintf("bonafide bench%s --names %d --runs %d --adds %s --replicas %d --mas %s",
+		quick, w.names, w.runs, strings.Join(adds, ","), w.replicas, w.mas)
 }
 
 // start makes the archive, serves it, and says how it is to be measured.

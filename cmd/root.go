@@ -73,8 +73,14 @@ func (a *app) explain(ctx context.Context, ran *cobra.Command, err error) error 
 }
 
 // goesOn reports whether a command that was interrupted repeats nothing that it has
-// done when it is run again.
-func goesOn(c *cobra.Command) bool { return c != nil && (c.Name() == "add" || c.Name() == "get") }
+// done when it is run again. Of what went to the standard output nothing is kept.
+func goesOn(c *cobra.Command) bool {
+	if c == nil || c.Name() != "get" {
+		return c != nil && c.Name() == "add"
+	}
+	out := c.Flags().Lookup("output").Value.String()
+	return out != "" && out != "-" || c.Flags().Changed("recursive")
+}
 
 // misused is the error of a command that could not begin.
 func misused(c *cobra.Command, err error) error {

@@ -159,7 +159,7 @@ func (r *run) phases(ctx context.Context, res *Result) error {
 			}
 			row.take(m)
 		}
-		res.Phases = append(res.Phases, row.done())
+		res.Phases = append(res.Phases, *row)
 	}
 	r.show("update phases", len(r.Adds)*r.Runs, len(r.Adds)*r.Runs)
 	return nil

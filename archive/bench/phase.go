@@ -68,8 +68,6 @@ func (row *Row) take(m measured) {
 	row.Segments.add(m.segments)
 }
 
-func (row *Row) done() Row { return *row }
-
 // measured is one update phase.
 type measured struct {
 	phases   []Phase

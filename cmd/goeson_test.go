@@ -1,0 +1,35 @@
+package cmd
+
+import (
+	"io"
+	"testing"
+
+	"github.com/spf13/viper"
+)
+
+// An add, and a get into files, go on; what a get wrote to the standard output is gone.
+func TestGoesOn(t *testing.T) {
+	for _, tt := range []struct {
+		command string
+		args    []string
+		want    bool
+	}{
+		{"add", nil, true}, {"get", nil, false}, {"get", []string{"-o", "-"}, false},
+		{"get", []string{"-o", "file"}, true}, {"get", []string{"-r"}, true}, {"ls", nil, false},
+	} {
+		a := &app{printer: newPrinter(io.Discard, io.Discard), v: viper.New()}
+		c, _, err := a.rootCommand().Find([]string{tt.command})
+		if err == nil {
+			err = c.ParseFlags(tt.args)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := goesOn(c); got != tt.want {
+			t.Errorf("%s %q: %t", tt.command, tt.args, got)
+		}
+	}
+	if goesOn(nil) {
+		t.Error("no command goes on")
+	}
+}
