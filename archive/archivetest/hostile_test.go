@@ -169,10 +169,8 @@ func (c *siege) namesAtReplicas(t *testing.T) {
 			c.refused(m, badRequest, request{what: fmt.Sprintf("add %q", n), method: "POST", path: wire.PathAdd, body: s.Bytes()})
 			q := wire.AnswerRequest{Name: archive.Name(n)}
 			c.refused(m, badRequest, request{what: fmt.Sprintf("answer %q", n), method: "POST", path: wire.PathAnswer, body: q.Bytes()})
-			b64 := wire.EncodeBytes([]byte(n))
-			c.refused(m, badRequest, request{what: fmt.Sprintf("pending %q", n), path: wire.PathPending + "?name=" + b64})
-			head := archive.DigestOf(nil).String()
-			c.refused(m, badRequest, request{what: fmt.Sprintf("proof %q", n), path: wire.PathProof + "?head=" + head + "&name=" + b64})
+			c.refused(m, badRequest, request{what: fmt.Sprintf("pending %q", n), path: wire.PathPending + "?name=" + wire.EncodeBytes([]byte(n))})
+			c.refused(m, badRequest, proofsRequest(archive.DigestOf(nil), archive.Name(n)))
 		}
 	}
 }

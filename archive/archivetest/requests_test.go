@@ -145,7 +145,8 @@ func (c *siege) requests(t *testing.T) {
 		for _, r := range oddRequests(st.Head.String()) {
 			c.answered(m, http.StatusOK, r)
 		}
-		c.refused(m, wire.CodeStaleHead, request{what: "another head", path: wire.PathProof + query("head", strings.Repeat("0", 64), "name", "YQ")})
+		c.refused(m, wire.CodeStaleHead, request{what: "another head", path: wire.PathProof + query("head", strings.Repeat("0", 64), "from", "", "limit", "1")})
+		c.refused(m, wire.CodeStaleHead, proofsRequest(archive.Digest{}, "a"))
 		c.refused(m, wire.CodeMissing, request{what: "another method", method: "DELETE", path: wire.PathStatus})
 		c.refused(m, wire.CodeMissing, request{what: "no method", method: "BREW", path: wire.PathAdd})
 		c.refused(m, wire.CodeMissing, request{what: "no path", path: "/v1/phase/board"})
@@ -169,11 +170,16 @@ func badRequests(c *siege, head string) (all []request) {
 	for _, q := range []string{"", "?from=1", "?limit=1", "?from=-1&limit=1", "?from=99999999999999999999&limit=1", "?from=1&limit=0", "?from=a&limit=b"} {
 		all = append(all, request{what: "history " + q, path: wire.PathHistory + q})
 	}
-	for _, q := range []string{"", "?name=YQ", query("head", head), query("head", strings.ToUpper(head)+"A", "name", "YQ"), query("head", head[1:], "name", "YQ"),
-		query("head", head, "name", "YQ=="), query("head", head, "name", "Y\nQ"), query("head", head, "name", "*"), query("head", head, "name", "YR"),
+	for _, q := range []string{"", "?from=YQ&limit=1", query("head", head), query("head", strings.ToUpper(head)+"A", "from", "YQ", "limit", "1"), query("head", head[1:], "from", "YQ", "limit", "1"),
+		query("head", head, "from", "YQ==", "limit", "1"), query("head", head, "from", "Y\nQ", "limit", "1"), query("head", head, "from", "*", "limit", "1"), query("head", head, "from", "YR", "limit", "1"),
 		query("head", head, "from", "", "limit", "0"), query("head", head, "from", "", "limit", "-1"), query("head", head, "from", "", "limit", "99999999999999999999"),
 		query("head", head, "from", wire.EncodeBytes(make([]byte, archive.MaxName+2)), "limit", "1")} {
 		all = append(all, request{what: "proof " + q, path: wire.PathProof + q})
+	}
+	d, _ := archive.ParseDigest(head)
+	all = append(all, proofsRequest(d), proofsRequest(d, slices.Repeat([]archive.Name{"a"}, wire.MaxProofs+1)...), proofsRequest(d, "a", ""), proofsRequest(d, "a", "\xff"))
+	for what, b := range map[string][]byte{"nothing": {}, "half a head": make([]byte, 16), "torn": append(d[:], 0, 9, 'a'), "half a length": append(d[:], 0)} {
+		all = append(all, request{what: "proofs: " + what, method: "POST", path: wire.PathProofs, body: b})
 	}
 	for _, d := range []string{"00", strings.Repeat("0", 63), strings.Repeat("G", 64), strings.Repeat("A", 64), strings.Repeat("0", 65)} {
 		all = append(all, request{what: "content " + d, path: wire.PathContent + d})
@@ -182,6 +188,10 @@ func badRequests(c *siege, head string) (all []request) {
 		all = append(all, request{what: "add " + what, method: "POST", path: wire.PathAdd, body: b})
 	}
 	return all
+}
+
+func proofsRequest(head archive.Digest, names ...archive.Name) request {
+	return request{what: fmt.Sprintf("proofs %.120q", names), method: "POST", path: wire.PathProofs, body: wire.ProofsRequest{Head: head, Names: names}.Bytes()}
 }
 
 func badSubmissions(c *siege) map[string][]byte {
@@ -218,7 +228,7 @@ func oddRequests(head string) (all []request) {
 	for _, q := range []string{query("head", head, "from", high, "to", low, "limit", "1"), query("head", head, "from", low, "to", low, "limit", "1"),
 		query("head", head, "from", "", "to", "", "limit", "1"), query("head", head, "from", low, "to", "", "limit", "1"),
 		query("head", head, "from", long, "limit", "1"), query("head", head, "from", zeros, "to", long, "limit", "2147483647"),
-		query("head", head, "from", "", "limit", "9223372036854775807"), query("head", head, "name", wire.EncodeBytes([]byte(strings.Repeat("n", archive.MaxName))))} {
+		query("head", head, "from", "", "limit", "9223372036854775807")} {
 		all = append(all, request{what: "proof " + q, path: wire.PathProof + q})
 	}
 	wide := bytes.Repeat([]byte{0xff}, archive.MaxName+1)
@@ -226,8 +236,10 @@ func oddRequests(head string) (all []request) {
 		{From: []byte{}, To: wide, Limit: 1 << 30}, {From: make([]byte, archive.MaxName+1), To: []byte{}, Limit: 1}} {
 		all = append(all, request{what: fmt.Sprintf("answer %.20q", g.From), method: "POST", path: wire.PathAnswer, body: wire.AnswerRequest{Range: &g}.Bytes()})
 	}
-	n := wire.AnswerRequest{Name: archive.Name(strings.Repeat("n", archive.MaxName))}
-	return append(all, request{what: "the longest name", method: "POST", path: wire.PathAnswer, body: n.Bytes()},
+	longest := archive.Name(strings.Repeat("n", archive.MaxName))
+	n := wire.AnswerRequest{Name: longest}
+	d, _ := archive.ParseDigest(head)
+	return append(all, proofsRequest(d, slices.Repeat([]archive.Name{longest}, wire.MaxProofs)...), request{what: "the longest name", method: "POST", path: wire.PathAnswer, body: n.Bytes()},
 		request{what: "the last epoch", path: wire.PathHistory + "?from=18446744073709551615&limit=9223372036854775807"},
 		request{what: "a body to GET", path: wire.PathStatus, body: []byte("body")})
 }

@@ -34,7 +34,7 @@ const (
 // be called concurrently and end with their context.
 type Peer interface {
 	Answer(ctx context.Context, q wire.AnswerRequest) (archive.Answer, error)
-	ProofOf(ctx context.Context, head archive.Digest, n archive.Name) (tree.Proof, error)
+	Proofs(ctx context.Context, head archive.Digest, names []archive.Name) ([]tree.Proof, error)
 	ProofRange(ctx context.Context, head archive.Digest, from, to []byte, limit int) (tree.Proof, error)
 	Content(ctx context.Context, d archive.Digest, offset int64) (io.ReadCloser, int64, error)
 	ContentPart(ctx context.Context, d archive.Digest, offset, n int64) (io.ReadCloser, int64, error)

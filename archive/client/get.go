@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// lookups is how many names of one session are asked for at once.
-	lookups = 16
+	// lookups is how many requests for proofs one session has under way, and
+	// lookupNames how many names are in each.
+	lookups, lookupNames = 4, wire.MaxProofs
 	// hints bounds for how many absent names of one Get replicas are asked
 	// whether they are pending, and hintTime how long that may take.
 	hints    = 16
@@ -104,34 +105,58 @@ func (s *session) proofs(ctx context.Context, results []Result, open []int) ([]s
 	out := make([]shown, len(open))
 	lead := s.group(s.head)[0]
 	out[0] = shown{lead.Proof, lead.View}
-	next := make(chan int)
+	names := make([]archive.Name, len(open))
+	for i, k := range open {
+		names[i] = results[k].Name
+	}
+	places := make(chan struct{}, lookups)
 	var wg sync.WaitGroup
-	for range min(lookups, len(open)-1) {
+	for lo := 1; lo < len(open) && ctx.Err() == nil; lo += lookupNames {
+		hi := min(lo+lookupNames, len(open))
+		places <- struct{}{}
 		wg.Go(func() {
-			for i := range next {
-				p, err := s.lookup(ctx, results[open[i]].Name)
-				if err != nil {
-					cancel(err)
-				}
-				out[i] = p
+			defer func() { <-places }()
+			if err := s.lookup(ctx, names[lo:hi], out[lo:hi]); err != nil {
+				cancel(err)
 			}
 		})
 	}
-	for i := 1; i < len(open) && ctx.Err() == nil; i++ {
-		next <- i
-	}
-	close(next)
 	wg.Wait()
 	return out, context.Cause(ctx)
 }
 
-func (s *session) lookup(ctx context.Context, n archive.Name) (shown, error) {
-	return s.prove(ctx, func(ctx context.Context, r *replica) (tree.Proof, error) {
-		return r.peer.ProofOf(ctx, s.head, n)
-	}, func(v *tree.View) error {
-		_, _, err := archive.Lookup(v, n)
-		return err
-	})
+// lookup puts a verified proof for each of the names into out, as far as the
+// session lasts.
+func (s *session) lookup(ctx context.Context, names []archive.Name, out []shown) error {
+	for len(names) > 0 {
+		got, err := prove(ctx, s, func(ctx context.Context, r *replica) ([]shown, error) { return s.lookupAt(ctx, r, names) })
+		if err != nil {
+			return err
+		}
+		n := copy(out, got)
+		names, out = names[n:], out[n:]
+	}
+	return nil
+}
+
+// lookupAt returns r's proofs, verified, for the first of the names: for one at
+// least.
+func (s *session) lookupAt(ctx context.Context, r *replica, names []archive.Name) ([]shown, error) {
+	proofs, err := r.peer.Proofs(ctx, s.head, names)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]shown, len(proofs))
+	for i, p := range proofs {
+		out[i], err = s.check(r, p, func(v *tree.View) error {
+			_, _, err := archive.Lookup(v, names[i])
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // result says what a verified proof shows of n: its entry, that it is absent,

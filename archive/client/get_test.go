@@ -50,6 +50,34 @@ func TestGet(t *testing.T) {
 	})
 }
 
+// A reply that holds fewer proofs than were asked for is no last word.
+func TestGetInShortReplies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var names []archive.Name
+		for i := range 3 * lookupNames {
+			names = append(names, archive.Name(fmt.Sprintf("n%03d", i)))
+		}
+		b := newBed(t, "", names...)
+		for _, f := range b.fakes {
+			f.limit = 7
+		}
+		results, err := b.Client.Get(t.Context(), names...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, res := range results {
+			checkPresent(t, b, res)
+		}
+		most, asked := 3*(lookupNames/7+2), 0
+		for _, f := range b.fakes {
+			asked += f.count("proof")
+		}
+		if asked > most {
+			t.Errorf("%d requests for %d names, at most %d", asked, len(names), most)
+		}
+	})
+}
+
 func checkPresent(t *testing.T, b *bed, res Result) {
 	t.Helper()
 	if res.Err != nil {
@@ -108,7 +136,7 @@ func TestGetHedgesProofs(t *testing.T) {
 		defer s.close()
 		b.stop(1, 2, 3)
 		within(t, 4*hedge, func() {
-			if _, err := s.lookup(t.Context(), "b"); err != nil {
+			if err := s.lookup(t.Context(), []archive.Name{"b"}, make([]shown, 1)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -412,8 +440,8 @@ func TestLyingAnswers(t *testing.T) {
 func TestLyingProofs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var names []archive.Name
-		for i := range 60 {
-			names = append(names, archive.Name(fmt.Sprintf("n%02d", i)))
+		for i := range 10 * lookupNames {
+			names = append(names, archive.Name(fmt.Sprintf("n%03d", i)))
 		}
 		b := newBed(t, "", names...)
 		for _, f := range b.fakes[:3] {

@@ -108,13 +108,17 @@ func (l *listing) pair(p tree.Pair) error {
 
 // page returns the verified page from `from` on, of any one replica.
 func (s *session) page(ctx context.Context, from, to []byte) (shown, error) {
-	return s.prove(ctx, func(ctx context.Context, r *replica) (tree.Proof, error) {
-		return r.peer.ProofRange(ctx, s.head, from, to, morePages)
-	}, func(v *tree.View) error {
-		pairs, next, err := page(v, from, to)
-		if err == nil && next != nil && len(pairs) < leastPage {
-			err = fmt.Errorf("%w: page of %d names", wire.ErrSlow, len(pairs))
+	return prove(ctx, s, func(ctx context.Context, r *replica) (shown, error) {
+		p, err := r.peer.ProofRange(ctx, s.head, from, to, morePages)
+		if err != nil {
+			return shown{}, err
 		}
-		return err
+		return s.check(r, p, func(v *tree.View) error {
+			pairs, next, err := page(v, from, to)
+			if err == nil && next != nil && len(pairs) < leastPage {
+				err = fmt.Errorf("%w: page of %d names", wire.ErrSlow, len(pairs))
+			}
+			return err
+		})
 	})
 }

@@ -329,25 +329,23 @@ type shown struct {
 	view  *tree.View
 }
 
-// prove asks the replicas, whoever is quickest, for a proof under the session's
-// head, until one verifies and good finds that it decides what was asked.
-func (s *session) prove(ctx context.Context, ask func(context.Context, *replica) (tree.Proof, error), good func(*tree.View) error) (shown, error) {
+// prove asks the replicas, whoever is quickest, for proofs under the session's
+// head, until one gives what ask finds to be right.
+func prove[T any](ctx context.Context, s *session, ask func(context.Context, *replica) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.c.Timeout)
 	defer cancel()
-	p, r, err := first(ctx, s.c.preferred(), func(ctx context.Context, r *replica) (shown, error) {
-		p, err := ask(ctx, r)
-		if err != nil {
-			return shown{}, inTime(err, s.c.Timeout)
-		}
-		return s.check(r, p, good)
-	}, func(shown) {})
+	got, r, err := first(ctx, s.c.preferred(), func(ctx context.Context, r *replica) (T, error) {
+		got, err := ask(ctx, r)
+		return got, inTime(err, s.c.Timeout)
+	}, func(T) {})
 	if err != nil {
-		return shown{}, s.overIf(err)
+		return got, s.overIf(err)
 	}
 	s.c.promote(r)
-	return p, nil
+	return got, nil
 }
 
+// check verifies a proof of r's, and that it shows what good wants.
 func (s *session) check(r *replica, p tree.Proof, good func(*tree.View) error) (shown, error) {
 	view, err := archive.VerifyProof(s.rec, p)
 	if err == nil {

@@ -102,7 +102,8 @@ func (f *fake) Answer(ctx context.Context, q wire.AnswerRequest) (archive.Answer
 	return a, nil
 }
 
-func (f *fake) proof(ctx context.Context, head archive.Digest, make func(*tree.Memory) tree.Proof) (tree.Proof, error) {
+// proofs is what the fake gives for proofs, in one reply.
+func (f *fake) proofs(ctx context.Context, head archive.Digest, prove ...func(*tree.Memory) tree.Proof) (all []tree.Proof, err error) {
 	if err := f.enter(ctx, "proof"); err != nil {
 		return nil, err
 	}
@@ -110,19 +111,31 @@ func (f *fake) proof(ctx context.Context, head archive.Digest, make func(*tree.M
 	if e.Record.Head() != head {
 		return nil, wire.Errorf(wire.CodeStaleHead, "at epoch %d", e.Record.Epoch)
 	}
-	p := make(e.Tree)
-	if f.liePage != nil {
-		p = f.liePage(p)
+	for _, make := range prove {
+		p := make(e.Tree)
+		if f.liePage != nil {
+			p = f.liePage(p)
+		}
+		all = append(all, p)
 	}
-	return p, nil
+	return all, nil
 }
 
-func (f *fake) ProofOf(ctx context.Context, head archive.Digest, n archive.Name) (tree.Proof, error) {
-	return f.proof(ctx, head, func(t *tree.Memory) tree.Proof { return t.Prove([]byte(n)) })
+// Proofs gives f.limit proofs at most, as a reply that is full.
+func (f *fake) Proofs(ctx context.Context, head archive.Digest, names []archive.Name) ([]tree.Proof, error) {
+	var prove []func(*tree.Memory) tree.Proof
+	for _, n := range names[:min(len(names), cmp.Or(f.limit, len(names)))] {
+		prove = append(prove, func(t *tree.Memory) tree.Proof { return t.Prove([]byte(n)) })
+	}
+	return f.proofs(ctx, head, prove...)
 }
 
 func (f *fake) ProofRange(ctx context.Context, head archive.Digest, from, to []byte, limit int) (tree.Proof, error) {
-	return f.proof(ctx, head, func(t *tree.Memory) tree.Proof { return t.ProveRange(from, to, min(limit, cmp.Or(f.limit, limit))) })
+	all, err := f.proofs(ctx, head, func(t *tree.Memory) tree.Proof { return t.ProveRange(from, to, min(limit, cmp.Or(f.limit, limit))) })
+	if err != nil {
+		return nil, err
+	}
+	return all[0], nil
 }
 
 func (f *fake) Content(ctx context.Context, d archive.Digest, offset int64) (io.ReadCloser, int64, error) {

@@ -154,22 +154,20 @@ func (s *service) boundAlready(sub archive.Submission) (wire.Ack, error) {
 	conflict := wire.Errorf(wire.CodeConflict, "")
 	rows, err := lent.Tree.GetAll(namesOf(sub))
 	for i, b := range sub.Bindings {
-		var e archive.Entry
-		var proof []byte
-		ok := err == nil && rows[i] != nil
-		if ok {
-			e, proof, ok, err = lookUp(lent, b.Name)
+		var is bound
+		if err == nil && rows[i] != nil {
+			is, err = lent.lookUpOne(b.Name)
 		}
 		switch {
 		case err != nil:
 			s.Damaged(lent, err)
 			return wire.Ack{}, nil
-		case !ok:
+		case !is.ok:
 			ack.Status = ""
-		case e.Content != b.Content:
-			conflict.Conflicts = append(conflict.Conflicts, wire.Conflict{Name: b.Name, Proof: proof})
+		case is.entry.Content != b.Content:
+			conflict.Conflicts = append(conflict.Conflicts, wire.Conflict{Name: b.Name, Proof: is.proof})
 		default:
-			ack.Epoch = max(ack.Epoch, e.Epoch)
+			ack.Epoch = max(ack.Epoch, is.entry.Epoch)
 		}
 		if len(conflict.Conflicts) == wire.MaxProven {
 			break
@@ -196,25 +194,6 @@ func conflictMessage(all []wire.Conflict) string {
 		return fmt.Sprintf("%d names are bound to other contents, %q first", len(all), string(all[0].Name))
 	}
 	return fmt.Sprintf("%q is bound to another content", string(all[0].Name))
-}
-
-// lookUp returns what a name that has a row is bound to, with the proof.
-func lookUp(l *Lent, n archive.Name) (e archive.Entry, proof []byte, ok bool, err error) {
-	if proof, err = (query{name: []byte(n)}).prove(l); err != nil {
-		return e, nil, false, err
-	}
-	e, ok = proven(l.Record, proof, n)
-	return e, proof, ok, nil
-}
-
-// proven returns what a proof that has been checked says of a name.
-func proven(rec archive.EpochRecord, proof []byte, n archive.Name) (archive.Entry, bool) {
-	view, err := archive.VerifyProof(rec, proof)
-	if err != nil {
-		return archive.Entry{}, false
-	}
-	e, ok, err := archive.Lookup(view, n)
-	return e, ok && err == nil
 }
 
 // holdsContents checks that every content is here, with the size and block root

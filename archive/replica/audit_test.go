@@ -418,7 +418,7 @@ func TestServeDamaged(t *testing.T) {
 	if _, _, err := get(t, a, s, "a/0001"); !errors.Is(err, &wire.Error{Code: wire.CodeDamaged}) {
 		t.Errorf("get: got %v, want %s", err, wire.CodeDamaged)
 	}
-	if _, err := s.client.ProofOf(t.Context(), a.Record.Head(), "a/0001"); !errors.Is(err, &wire.Error{Code: wire.CodeDamaged}) {
+	if _, err := s.client.Proofs(t.Context(), a.Record.Head(), []archive.Name{"a/0001"}); !errors.Is(err, &wire.Error{Code: wire.CodeDamaged}) {
 		t.Errorf("proof: got %v, want %s", err, wire.CodeDamaged)
 	}
 	if st, err := s.client.Status(t.Context()); err != nil || !st.Damaged || st.Epoch != 1 {
@@ -585,7 +585,7 @@ func TestShelf(t *testing.T) {
 	if s.withdrawIf(l, errTreeDamaged) {
 		t.Error("withdrew a tree that had been replaced")
 	}
-	if _, err := (query{name: []byte("a/0001")}).prove(l); err != nil {
+	if _, err := l.lookUpOne("a/0001"); err != nil {
 		t.Errorf("lent tree: %v", err)
 	}
 	release()

@@ -788,12 +788,12 @@ func (q question) name() {
 
 func (q question) proof() {
 	n := q.any()
-	proof, err := q.client.ProofOf(q.ctx, q.Record.Head(), n)
+	proofs, err := q.client.Proofs(q.ctx, q.Record.Head(), []archive.Name{n})
 	if err != nil {
 		q.count(&q.sum.refusals)
 		return
 	}
-	v, err := archive.VerifyProof(q.Record, proof)
+	v, err := archive.VerifyProof(q.Record, proofs[0])
 	if err != nil {
 		q.t.Errorf("a proof that does not verify: %v", err)
 		return

@@ -44,15 +44,14 @@ func FuzzItems(f *testing.F) {
 
 // FuzzQuery: what is asked for a proof is bounded.
 func FuzzQuery(f *testing.F) {
-	f.Add("name=YQ")
 	f.Add("from=YQ&to=Yg&limit=7")
 	f.Fuzz(func(t *testing.T, s string) {
 		v, err := url.ParseQuery(s)
 		if err != nil {
 			return
 		}
-		q, err := parseQuery(v)
-		if err == nil && (len(q.name) > archive.MaxName || len(q.from) > archive.MaxName+1 || len(q.to) > archive.MaxName+1 || q.limit > wire.MaxPage) {
+		g, err := parseRange(v)
+		if err == nil && (len(g.From) > archive.MaxName+1 || len(g.To) > archive.MaxName+1 || g.Limit > wire.MaxPage) {
 			t.Errorf("%q: unbounded", s)
 		}
 	})

@@ -39,7 +39,8 @@ func PeerHandler(store *Store, trees Trees, log *slog.Logger) http.Handler {
 	p := newPeerHandler(store, trees, log)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.PathHistory, p.replying(p.history))
-	mux.HandleFunc("GET "+wire.PathProof, p.replying(p.proof))
+	mux.HandleFunc("GET "+wire.PathProof, p.replying(p.page))
+	mux.HandleFunc("POST "+wire.PathProofs, p.replying(p.lookUp))
 	mux.HandleFunc("GET "+wire.PathChanges, p.replying(p.changes))
 	mux.HandleFunc("GET "+wire.PathContent+"{digest}", p.replying(p.content))
 	mux.HandleFunc("GET "+wire.PathBlocks+"{digest}", p.replying(p.blocks))
@@ -112,23 +113,53 @@ func (p *peerHandler) history(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// proof serves proofs under the current head.
-func (p *peerHandler) proof(w http.ResponseWriter, r *http.Request) error {
+// page serves the proof of a page of names under the current head.
+func (p *peerHandler) page(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	head, err := archive.ParseDigest(q.Get("head"))
 	if err != nil {
 		return badRequest(err)
 	}
-	query, err := parseQuery(q)
+	g, err := parseRange(q)
 	if err != nil {
 		return badRequest(err)
 	}
+	return p.proving(w, r, head, p.lendRemains, func(l *Lent) ([]byte, error) {
+		return l.page(g.From, g.To, g.Limit)
+	})
+}
+
+// lookUp serves the proofs of names under the current head, as many of the first
+// as a reply holds.
+func (p *peerHandler) lookUp(w http.ResponseWriter, r *http.Request) error {
+	b, err := readBody(w, r, int64(wire.MaxProofsRequest))
+	if err != nil {
+		return err
+	}
+	q, err := wire.ParseProofsRequest(b)
+	if err != nil {
+		return badRequest(err)
+	}
+	return p.proving(w, r, q.Head, p.trees.Lend, func(l *Lent) (reply []byte, err error) {
+		err = l.lookUp(q.Names, func(b bound) bool {
+			if len(reply) > 0 && len(reply)+4+len(b.proof) > wire.MaxProofsReply {
+				return false
+			}
+			reply = wire.AppendProof(reply, b.proof)
+			return true
+		})
+		return reply, err
+	})
+}
+
+// proving replies with what prove makes of a tree that lend lends under head.
+func (p *peerHandler) proving(w http.ResponseWriter, r *http.Request, head archive.Digest, lend func() (*Lent, func(), error), prove func(*Lent) ([]byte, error)) error {
 	leave, err := enter(r.Context(), p.proofs)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	lent, release, err := p.lendFor(query)
+	lent, release, err := lend()
 	if err != nil {
 		return err
 	}
@@ -136,22 +167,22 @@ func (p *peerHandler) proof(w http.ResponseWriter, r *http.Request) error {
 	if lent.Head != head {
 		return staleHead(lent)
 	}
-	proof, err := query.prove(lent)
+	reply, err := prove(lent)
 	if err != nil {
 		return p.damaged(lent, err)
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("Content-Length", strconv.Itoa(len(proof)))
-	w.Write(proof) // the peer may be gone
+	w.Header().Set("Content-Length", strconv.Itoa(len(reply)))
+	w.Write(reply) // the peer may be gone
 	return nil
 }
 
-// lendFor borrows the tree. For a page of names, which a repair may need, one
-// that is damaged will do: what of it cannot be proven is not sent.
-func (p *peerHandler) lendFor(q query) (*Lent, func(), error) {
+// lendRemains borrows the tree for a page of names, which a repair may need: one
+// that is damaged will do, and what of it cannot be proven is not sent.
+func (p *peerHandler) lendRemains() (*Lent, func(), error) {
 	lent, release, err := p.trees.Lend()
 	o, ok := p.trees.(interface{ LendRemains() (*Lent, func(), error) })
-	if ok && q.name == nil && errors.Is(err, errTreeDamaged) {
+	if ok && errors.Is(err, errTreeDamaged) {
 		return o.LendRemains()
 	}
 	return lent, release, err
@@ -174,57 +205,43 @@ func staleHead(l *Lent) error {
 	return e
 }
 
-// query is what is asked of a tree: a name, or else a page of a range.
-type query struct {
-	name     []byte
-	from, to []byte
-	limit    int
+// parseRange parses the range that a page is asked of.
+func parseRange(v url.Values) (g wire.Range, err error) {
+	if g.From, err = wire.DecodeBytes(v.Get("from"), archive.MaxName+1); err != nil {
+		return g, err
+	}
+	if g.To, err = wire.DecodeBytes(v.Get("to"), archive.MaxName+1); err != nil {
+		return g, err
+	}
+	if g.Limit, err = strconv.Atoi(v.Get("limit")); err != nil || g.Limit < 1 {
+		return g, fmt.Errorf("%w: limit", archive.ErrFormat)
+	}
+	g.Limit = min(g.Limit, wire.MaxPage)
+	return g, nil
 }
 
-func parseQuery(v url.Values) (q query, err error) {
-	if v.Has("name") {
-		q.name, err = wire.DecodeBytes(v.Get("name"), archive.MaxName)
-		if err != nil {
-			return q, err
-		}
-		return q, archive.Name(q.name).Check()
+// answer proves what an answer is asked for.
+func (l *Lent) answer(q wire.AnswerRequest) (tree.Proof, error) {
+	if q.Range != nil {
+		return l.page(q.Range.From, q.Range.To, min(q.Range.Limit, wire.MaxFirst))
 	}
-	if q.from, err = wire.DecodeBytes(v.Get("from"), archive.MaxName+1); err != nil {
-		return q, err
-	}
-	if v.Has("to") {
-		if q.to, err = wire.DecodeBytes(v.Get("to"), archive.MaxName+1); err != nil {
-			return q, err
-		}
-	}
-	if q.limit, err = strconv.Atoi(v.Get("limit")); err != nil || q.limit < 1 {
-		return q, fmt.Errorf("%w: limit", archive.ErrFormat)
-	}
-	q.limit = min(q.limit, wire.MaxPage)
-	return q, nil
+	b, err := l.lookUpOne(q.Name)
+	return b.proof, err
 }
 
-func answerQuery(a wire.AnswerRequest) query {
-	if a.Range == nil {
-		return query{name: []byte(a.Name)}
+// page proves one page of the names from `from` to `to` (empty: to the end), of at
+// most limit. It checks the proof as the one who asked will: a replica that finds
+// its tree wrong answers nothing from it.
+func (l *Lent) page(from, to []byte, limit int) (tree.Proof, error) {
+	if len(to) == 0 {
+		to = nil
 	}
-	q := query{from: a.Range.From, limit: min(a.Range.Limit, wire.MaxFirst)}
-	if len(a.Range.To) > 0 {
-		q.to = a.Range.To
+	proof, view, err := l.Tree.ViewRange(l.Record.Root, from, to, limit)
+	if err == nil {
+		err = l.counts(view)
 	}
-	return q
-}
-
-// prove returns the proof that answers q, once it has checked it as the one who
-// asks will: a replica that finds its tree wrong answers nothing from it.
-func (q query) prove(l *Lent) (proof tree.Proof, err error) {
-	if q.name != nil {
-		proof, err = l.Tree.Prove(q.name)
-		if err == nil {
-			err = q.decides(l.Record, proof)
-		}
-	} else {
-		proof, err = q.page(l)
+	if err == nil {
+		_, _, err = view.Page(from, to)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errOwnTree, err)
@@ -232,30 +249,54 @@ func (q query) prove(l *Lent) (proof tree.Proof, err error) {
 	return proof, nil
 }
 
-// page is prove for a range. The tree has checked the proof against the root.
-func (q query) page(l *Lent) (tree.Proof, error) {
-	proof, view, err := l.Tree.ViewRange(l.Record.Root, q.from, q.to, q.limit)
-	if err != nil {
-		return nil, err
+// counts checks that a proof is of a tree of as many names as the record has.
+func (l *Lent) counts(v *tree.View) error {
+	if v.Count() != l.Record.Names {
+		return fmt.Errorf("%w: %d names, the record has %d", ErrDamaged, v.Count(), l.Record.Names)
 	}
-	if view.Count() != l.Record.Names {
-		return nil, fmt.Errorf("%w: %d names, the record has %d", ErrDamaged, view.Count(), l.Record.Names)
+	return nil
+}
+
+// bound is what the tree proves of a name.
+type bound struct {
+	proof tree.Proof
+	entry archive.Entry
+	ok    bool // there is one
+}
+
+// lookUp shows what the tree proves of each of the names, until show wants no
+// more. Proofs are checked as those of a page.
+func (l *Lent) lookUp(names []archive.Name, show func(bound) (more bool)) error {
+	keys := make([][]byte, len(names))
+	for i, n := range names {
+		keys[i] = []byte(n)
 	}
-	_, _, err = view.Page(q.from, q.to)
-	return proof, err
+	i := 0
+	err := l.Tree.ViewNames(l.Record.Root, keys, func(p tree.Proof, v *tree.View) error {
+		b := bound{proof: p}
+		err := l.counts(v)
+		if err == nil {
+			b.entry, b.ok, err = archive.Lookup(v, names[i])
+		}
+		if err == nil && !show(b) {
+			err = errEnough
+		}
+		i++
+		return err
+	})
+	if err != nil && !errors.Is(err, errEnough) {
+		return fmt.Errorf("%w: %w", errOwnTree, err)
+	}
+	return nil
+}
+
+func (l *Lent) lookUpOne(n archive.Name) (b bound, err error) {
+	err = l.lookUp([]archive.Name{n}, func(x bound) bool { b = x; return true })
+	return b, err
 }
 
 // errOwnTree says that the replica's own tree gave no proof that checks.
 var errOwnTree = fmt.Errorf("own tree: %w", ErrDamaged)
-
-func (q query) decides(rec archive.EpochRecord, proof tree.Proof) error {
-	view, err := archive.VerifyProof(rec, proof)
-	if err != nil {
-		return err
-	}
-	_, _, err = archive.Lookup(view, archive.Name(q.name))
-	return err
-}
 
 // content serves a content, whole or in ranges, and HEAD.
 func (p *peerHandler) content(w http.ResponseWriter, r *http.Request) error {

@@ -282,7 +282,7 @@ func (s *service) answer(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer release()
-	proof, err := answerQuery(q).prove(lent)
+	proof, err := lent.answer(q)
 	if err != nil {
 		s.Damaged(lent, err)
 		return errTreeDamaged

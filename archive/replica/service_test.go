@@ -138,7 +138,7 @@ func TestServeGet(t *testing.T) {
 		t.Errorf("absent: got %t, %v", ok, err)
 	}
 	t.Run("range", func(t *testing.T) { testRange(t, a, s) })
-	t.Run("proof", func(t *testing.T) { testProof(t, a, s) })
+	t.Run("proof", func(t *testing.T) { testProofs(t, a, s) })
 	t.Run("content", func(t *testing.T) { testContent(t, s, e) })
 	h, err := s.client.History(t.Context(), 0, 10)
 	if err != nil || len(h) != 1 || h[0].Record != string(a.Record.Bytes()) {
@@ -167,20 +167,23 @@ func testRange(t *testing.T, a *archivetest.Archive, s *served) {
 	}
 }
 
-func testProof(t *testing.T, a *archivetest.Archive, s *served) {
-	p, err := s.client.ProofOf(t.Context(), a.Record.Head(), "a/0001")
-	if err != nil {
-		t.Fatal(err)
+func testProofs(t *testing.T, a *archivetest.Archive, s *served) {
+	names := []archive.Name{"a/0001", "nobody", "a/0000"}
+	proofs, err := s.client.Proofs(t.Context(), a.Record.Head(), names)
+	if err != nil || len(proofs) != len(names) {
+		t.Fatalf("got %d proofs, %v", len(proofs), err)
 	}
-	view, err := archive.VerifyProof(a.Record, p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, ok, err := archive.Lookup(view, "a/0001"); !ok || err != nil {
-		t.Errorf("got %t, %v", ok, err)
+	for i, p := range proofs {
+		view, err := archive.VerifyProof(a.Record, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ok, err := archive.Lookup(view, names[i]); ok != (i != 1) || err != nil {
+			t.Errorf("%s: got %t, %v", names[i], ok, err)
+		}
 	}
 	var e *wire.Error
-	if _, err := s.client.ProofOf(t.Context(), archive.Digest{1}, "a/0001"); !errors.As(err, &e) || e.Code != wire.CodeStaleHead || e.Record != string(a.Record.Bytes()) {
+	if _, err := s.client.Proofs(t.Context(), archive.Digest{1}, names); !errors.As(err, &e) || e.Code != wire.CodeStaleHead || e.Record != string(a.Record.Bytes()) {
 		t.Errorf("stale head: got %v", err)
 	}
 }
@@ -408,9 +411,20 @@ func TestServeStrangersWait(t *testing.T) {
 
 // The pages in answers are short, whatever is asked for: 256 are made at a time.
 func TestAnswerPage(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, files("a", wire.MaxFirst+10))
+	s := startService(t, a, a.Replicas[0])
 	for asked, want := range map[int]int{1: 1, wire.MaxFirst: wire.MaxFirst, wire.MaxPage: wire.MaxFirst, 1 << 40: wire.MaxFirst} {
-		if got := answerQuery(wire.AnswerRequest{Range: &wire.Range{Limit: asked}}).limit; got != want {
-			t.Errorf("%d names asked for: got %d, want %d", asked, got, want)
+		ans, err := s.client.Answer(t.Context(), wire.AnswerRequest{Range: &wire.Range{Limit: asked}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		view, err := archive.VerifyProof(a.Record, ans.Proof)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pairs, _, err := view.Page(nil, nil); len(pairs) != want || err != nil {
+			t.Errorf("%d names asked for: got %d, %v; want %d", asked, len(pairs), err, want)
 		}
 	}
 }
@@ -457,7 +471,11 @@ func TestServeHostile(t *testing.T) {
 	}{
 		{"GET", wire.PathProof, nil, 400},
 		{"GET", wire.PathProof + "?head=" + head, nil, 400},
-		{"GET", wire.PathProof + "?head=" + head + "&name=Li4", nil, 400}, // ".."
+		{"GET", wire.PathProofs, nil, 404},
+		{"POST", wire.PathProofs, strings.NewReader(""), 400},
+		{"POST", wire.PathProofs, strings.NewReader(string(make([]byte, 32)) + "\x00\x02.."), 400},
+		{"POST", wire.PathProofs, strings.NewReader(string(make([]byte, 32)) + "\x00\x01a"), 412},
+		{"POST", wire.PathProofs, strings.NewReader(strings.Repeat("x", wire.MaxProofsRequest+1)), 413},
 		{"GET", wire.PathProof + "?head=" + head + "&from=&limit=-1", nil, 400},
 		{"GET", wire.PathProof + "?head=" + head + "&from=&limit=99999999999999999999", nil, 400},
 		{"GET", wire.PathProof + "?head=" + head + "&limit=1&from=" + strings.Repeat("A", 9000), nil, 400},

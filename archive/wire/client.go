@@ -113,12 +113,6 @@ func (c *Client) Answer(ctx context.Context, q AnswerRequest) (archive.Answer, e
 	return a, c.wrap("answer", err)
 }
 
-// ProofOf asks for the proof of a name under a head that was attested before.
-func (c *Client) ProofOf(ctx context.Context, head archive.Digest, n archive.Name) (tree.Proof, error) {
-	q := url.Values{"head": {head.String()}, "name": {EncodeBytes([]byte(n))}}
-	return c.proof(ctx, q)
-}
-
 // ProofRange asks for one page of the names from `from` to `to` (nil: to the
 // end), of at most limit names, under a head that was attested before.
 func (c *Client) ProofRange(ctx context.Context, head archive.Digest, from, to []byte, limit int) (tree.Proof, error) {
@@ -126,10 +120,6 @@ func (c *Client) ProofRange(ctx context.Context, head archive.Digest, from, to [
 	if to != nil {
 		q.Set("to", EncodeBytes(to))
 	}
-	return c.proof(ctx, q)
-}
-
-func (c *Client) proof(ctx context.Context, q url.Values) (tree.Proof, error) {
 	b, err := c.get(ctx, PathProof+"?"+q.Encode(), tree.MaxProof)
 	return b, c.wrap("proof", err)
 }

@@ -10,6 +10,28 @@ import (
 	"github.com/bonafide-archive/bonafide/archive"
 )
 
+// FuzzProofs: a request for proofs, and its reply, is refused or has one encoding.
+func FuzzProofs(f *testing.F) {
+	f.Add(ProofsRequest{Names: []archive.Name{"a", "b/c"}}.Bytes(), AppendProof(AppendProof(nil, []byte("one")), nil))
+	f.Add(make([]byte, 40), []byte{0, 0, 0, 9, 1})
+	f.Fuzz(func(t *testing.T, request, reply []byte) {
+		if q, err := ParseProofsRequest(request); err == nil && !bytes.Equal(q.Bytes(), request) {
+			t.Errorf("request: %q encodes as %q", request, q.Bytes())
+		}
+		all, err := ParseProofs(reply, 3)
+		if err != nil {
+			return
+		}
+		var again []byte
+		for _, p := range all {
+			again = AppendProof(again, p)
+		}
+		if !bytes.Equal(again, reply) || len(all) > 3 {
+			t.Errorf("reply: %q encodes as %q", reply, again)
+		}
+	})
+}
+
 // FuzzReplies: whatever a replica replies is one of the things it may say, in
 // its one encoding, or an error.
 func FuzzReplies(f *testing.F) {

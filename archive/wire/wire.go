@@ -19,6 +19,7 @@ import (
 const (
 	PathAnswer  = "/v1/answer"
 	PathProof   = "/v1/proof"
+	PathProofs  = "/v1/proofs"
 	PathHistory = "/v1/history"
 	PathContent = "/v1/content/" // and the digest in hexadecimal
 	PathBlocks  = "/v1/blocks/"  // likewise
@@ -43,6 +44,7 @@ const (
 	MaxAck      = 1 << 10  // bytes of an Ack, a PendingState and a Partial
 	MaxPage     = 1 << 12  // names of one proven page
 	MaxFirst    = 1 << 8   // names of the page in an answer
+	MaxProofs   = 64       // names of a ProofsRequest
 	MaxProven   = 100      // conflicts that one refusal proves
 	MaxBlocks   = 256      // blocks of one page of a block list
 	MaxHave     = 1000     // digests of one question which contents are held

@@ -135,7 +135,25 @@ func TestHostileReplies(t *testing.T) {
 			wire.WriteJSON(w, wire.History{Records: make([]wire.SignedRecord, wire.MaxHistory+1)})
 		}, func(c *wire.Client) error { _, err := c.History(context.Background(), 1, 1000); return err }},
 		{"endless proof", func(w http.ResponseWriter, _ *http.Request) { endless(w) },
-			func(c *wire.Client) error { _, err := c.ProofOf(context.Background(), d, "x"); return err }},
+			func(c *wire.Client) error {
+				_, err := c.ProofRange(context.Background(), d, []byte("x"), nil, 1)
+				return err
+			}},
+		{"endless proofs", func(w http.ResponseWriter, _ *http.Request) { endless(w) },
+			func(c *wire.Client) error {
+				_, err := c.Proofs(context.Background(), d, []archive.Name{"x"})
+				return err
+			}},
+		{"no proof", func(w http.ResponseWriter, _ *http.Request) {},
+			func(c *wire.Client) error {
+				_, err := c.Proofs(context.Background(), d, []archive.Name{"x"})
+				return err
+			}},
+		{"proofs of more names", func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, 8)) },
+			func(c *wire.Client) error {
+				_, err := c.Proofs(context.Background(), d, []archive.Name{"x"})
+				return err
+			}},
 		{"content from elsewhere", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "whole") },
 			func(c *wire.Client) error { _, _, err := c.Content(context.Background(), d, 3); return err }},
 		{"content of unknown length", func(w http.ResponseWriter, _ *http.Request) { w.(http.Flusher).Flush() },

@@ -24,6 +24,24 @@ func (s *Store) Prove(name []byte) (p tree.Proof, err error) {
 	return p, nil
 }
 
+// ViewNames proves of each name that it is in the tree or that it is not, as of
+// one moment, against a root that the caller knows, and shows him each proof and
+// what that shows. An error of show ends it and is returned.
+func (s *Store) ViewNames(root tree.Hash, names [][]byte, show func(tree.Proof, *tree.View) error) error {
+	return s.view(func(tx *bolt.Tx) error {
+		for _, n := range names {
+			p, v, err := s.prove(tx, &root, func(r *reader) window { return r.around(n) })
+			if err != nil {
+				return fmt.Errorf("prove %q: %w", n, err)
+			}
+			if err := show(p, v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // ProveRange proves one page of the pairs with from <= name < to, the first
 // limit of them at most; a nil `to` is no bound. A page may hold fewer; see
 // tree.Pager. tree.View.Page says where the next one begins.
