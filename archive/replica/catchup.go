@@ -222,11 +222,18 @@ func (p *phase) mend(ctx context.Context, rec archive.EpochRecord) error {
 	return nil
 }
 
-// storeHead makes rec our head, once the tree on disk, filtered to the epoch
-// that the head names now, still gives that epoch's root: nothing has been
-// changed or removed, whatever is certified.
+// growth says that the pairs of a root, without those bound after the epoch of a
+// head, give that head's root: names were added, none was changed or removed.
+type growth struct {
+	from archive.Digest
+	to   tree.Hash
+}
+
+// storeHead makes rec our head, once it is known that its tree, filtered to the
+// epoch that the head names now, gives that epoch's root: nothing has been changed
+// or removed, whatever is certified.
 func (p *phase) storeHead(ctx context.Context, rec archive.EpochRecord) error {
-	if held, ok := p.named(); ok {
+	if held, ok := p.named(); ok && p.grown != (growth{held.Head(), rec.Root}) {
 		if err := p.appendOnly(ctx, held, rec); err != nil {
 			return err
 		}
@@ -263,16 +270,24 @@ func (p *phase) appendOnly(ctx context.Context, held, rec archive.EpochRecord) e
 		return err
 	}
 	defer t.Close()
-	for _, want := range []archive.EpochRecord{rec, held} {
-		root, n, err := t.Rehash(ctx, upTo(want.Epoch))
-		if err != nil {
-			return err
-		}
-		if root != want.Root || n != want.Names {
-			return fmt.Errorf("tree for epoch %d %w: names of epoch %d were changed or removed", rec.Epoch, archive.ErrIntegrity, want.Epoch)
+	all, err := t.RehashEach(ctx, upTo(rec.Epoch), upTo(held.Epoch))
+	if err != nil {
+		return err
+	}
+	for i, want := range []archive.EpochRecord{rec, held} {
+		if !gives(all[i], want) {
+			return notGrown(rec.Epoch, want.Epoch)
 		}
 	}
 	return nil
+}
+
+func gives(h boltstore.Rehashed, rec archive.EpochRecord) bool {
+	return h.Root == rec.Root && h.Count == rec.Names
+}
+
+func notGrown(at, of archive.Epoch) error {
+	return fmt.Errorf("tree for epoch %d %w: names of epoch %d were changed or removed", at, archive.ErrIntegrity, of)
 }
 
 // upTo keeps the rows bound in epochs up to e. A row that is no entry is kept,

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -554,6 +555,53 @@ func TestNothingChanged(t *testing.T) {
 	}
 	if st := c.Replicas[3].Statement(t); st.Slots.Epoch != 1 || st.Counter != 1 {
 		t.Errorf("device stands at epoch %d, counter %d", st.Slots.Epoch, st.Counter)
+	}
+}
+
+// A replica votes for no record of a tree in which an old name has changed while
+// it added new ones. It takes the epoch over from the others.
+func TestChangedWhileAdding(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 4)
+	c.Certify(t, map[archive.Name][]byte{"kept": []byte("one")})
+	c.add(c.Submission(time.Now(), map[archive.Name][]byte{"more": []byte("two")}), c.all()...)
+	c.reset(4)
+	var log logBuffer
+	config := loggingTo(c.config(4), &log)
+	old := archive.DigestOf([]byte("one"))
+	config.at = func(point string) {
+		if point == "after tree" {
+			flipEverywhere(t, filepath.Join(config.StoreDir(), treeFile), string(old[:]))
+		}
+	}
+	var four sync.WaitGroup
+	four.Go(func() {
+		if _, err := Update(t.Context(), config); err != nil {
+			t.Errorf("replica 4: %v", err)
+		}
+	})
+	c.phase(t.Context(), 1, 2, 3)
+	four.Wait()
+	if c.agreed(2, 1, 2, 3).Head() != c.holds(4, 2).Head() {
+		t.Error("replica 4 is elsewhere")
+	}
+	if want := "names of epoch 1 were changed or removed"; !strings.Contains(log.String(), want) {
+		t.Errorf("no word of %q:\n%s", want, log.String())
+	}
+}
+
+// flipEverywhere flips a byte of every occurrence of text in a file.
+func flipEverywhere(t *testing.T, path, text string) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	must(t, err)
+	for from := 0; ; {
+		at := bytes.Index(b[from:], []byte(text))
+		if at < 0 {
+			return
+		}
+		flipByte(t, path, int64(from+at))
+		from += at + 1
 	}
 }
 

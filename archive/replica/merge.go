@@ -339,5 +339,13 @@ func (a *attempt) write(ctx context.Context, origin consensus.Block, rec archive
 	if err := a.durable("tree", func() error { _, _, err := t.Apply(ctx, pairs); return err }); err != nil {
 		return root, 0, err
 	}
-	return t.Rehash(ctx, nil)
+	all, err := t.RehashEach(ctx, nil, upTo(a.base.Epoch))
+	if err != nil {
+		return root, 0, err
+	}
+	if !gives(all[1], a.base) {
+		return root, 0, notGrown(rec.Epoch, a.base.Epoch)
+	}
+	a.grown = growth{a.base.Head(), all[0].Root}
+	return all[0].Root, all[0].Count, nil
 }

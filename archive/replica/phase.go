@@ -177,6 +177,7 @@ type phase struct {
 	unsaid    uint64 // tick stored in this boot in which nothing was said yet
 	trees     *lender
 	checked   digestSet // submissions whose signatures are good
+	grown     growth    // what the last attempt's tree was seen to be
 	steps     []Step    // taken
 	recording sync.Mutex
 	helloing  sync.Mutex

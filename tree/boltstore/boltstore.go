@@ -26,7 +26,6 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -389,19 +388,41 @@ func (s *Store) blocks(from []byte, next func() (*batch, error), fn func(*batch)
 // keep wants; it believes no stored digest. It calls keep in order, and makes
 // digests on all processors meanwhile; keep must not keep what it gets.
 func (s *Store) Rehash(ctx context.Context, keep func(name, val []byte) bool) (tree.Hash, uint64, error) {
-	h := tree.NewHasher()
-	l := newLine(ctx, func(b *batch) error { return b.addTo(h) })
+	all, err := s.RehashEach(ctx, keep)
+	if err != nil {
+		return tree.Hash{}, 0, err
+	}
+	return all[0].Root, all[0].Count, nil
+}
+
+// Rehashed is a root and the number of pairs that it was computed from.
+type Rehashed struct {
+	Root  tree.Hash
+	Count uint64
+}
+
+// RehashEach is Rehash of the pairs that each of keeps wants, nil being all, in
+// one pass. Each runs in a goroutine of its own.
+func (s *Store) RehashEach(ctx context.Context, keeps ...func(name, val []byte) bool) ([]Rehashed, error) {
+	hashers := make([]*tree.Hasher, len(keeps))
+	var stages []func(*batch) error
+	for i, keep := range keeps {
+		h := tree.NewHasher()
+		hashers[i], stages = h, append(stages, func(b *batch) error { return b.addTo(h, keep) })
+	}
+	l := newLine(ctx, stages...)
 	err := s.blocks(nil, l.next, func(b *batch) error {
-		if keep != nil {
-			b.pairs = slices.DeleteFunc(b.pairs, func(p tree.Pair) bool { return !keep(p.Name, p.Val) })
-		}
 		l.put(b)
 		return nil
 	})
 	if err = l.end(err); err != nil {
-		return tree.Hash{}, 0, err
+		return nil, err
 	}
-	return h.Root(), h.Count(), nil
+	var all []Rehashed
+	for _, h := range hashers {
+		all = append(all, Rehashed{h.Root(), h.Count()})
+	}
+	return all, nil
 }
 
 func chunksBucket(l int) []byte { return []byte("chunks/" + strconv.Itoa(l)) }

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"testing"
 
@@ -323,6 +324,10 @@ func TestRehash(t *testing.T) {
 	root, count, err = s.Rehash(t.Context(), nil)
 	if err != nil || root != after || count != 1300 {
 		t.Errorf("all: %x, %d, %v", root, count, err)
+	}
+	all, err := s.RehashEach(t.Context(), nil, func(name, _ []byte) bool { return old[string(name)] })
+	if want := []Rehashed{{after, 1300}, {before, 900}}; err != nil || !slices.Equal(all, want) {
+		t.Errorf("both: %x, %v", all, err)
 	}
 }
 

@@ -191,7 +191,7 @@ type folder struct {
 
 func (f *folder) fold(b *batch) error {
 	f.cur = b
-	return b.addTo(f.h)
+	return b.addTo(f.h, nil)
 }
 
 func (f *folder) emit(c tree.Chunk) error {

@@ -56,9 +56,12 @@ func (b *batch) hash() {
 	close(b.hashed)
 }
 
-// addTo adds the pairs to h.
-func (b *batch) addTo(h *tree.Hasher) error {
+// addTo adds to h the pairs that keep wants; nil: all.
+func (b *batch) addTo(h *tree.Hasher, keep func(name, val []byte) bool) error {
 	for i, p := range b.pairs {
+		if keep != nil && !keep(p.Name, p.Val) {
+			continue
+		}
 		if err := h.AddLeaf(p.Name, b.digests[i]); err != nil {
 			return fmt.Errorf("%q: %w", p.Name, err)
 		}
