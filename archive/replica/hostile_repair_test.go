@@ -6,9 +6,11 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -374,6 +376,34 @@ func TestChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkTree(t, v.store, v.rec)
+}
+
+// What an update phase added that made no epoch is dropped again, though no peer is
+// there: all of them may have ended in the same way.
+func TestRepairTreeWithoutLater(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, files("a", 3000))
+	m := a.Replicas[0]
+	store, err := OpenStore(filepath.Join(m.Dir, storeDir), a.Roster)
+	must(t, err)
+	defer store.Close()
+	tr, err := store.OpenTree(false)
+	must(t, err)
+	later := archive.Entry{Epoch: a.Record.Epoch + 1, Content: archivetest.ContentOf([]byte("x"))}
+	var more []tree.Pair
+	for i := range 500 {
+		more = append(more, tree.Pair{Name: fmt.Appendf(nil, "b/%d", i), Val: later.Bytes()})
+	}
+	_, _, err = tr.Apply(t.Context(), more)
+	must(t, err)
+	must(t, tr.Close())
+	must(t, RepairTree(t.Context(), store, a.Record, nil, quiet()))
+	tr, err = store.OpenTree(true)
+	must(t, err)
+	defer tr.Close()
+	if root, n, err := tr.Rehash(t.Context(), nil); root != a.Record.Root || n != a.Record.Names || err != nil {
+		t.Errorf("root %x of %d names, %v; want %x of %d", root, n, err, a.Record.Root, a.Record.Names)
+	}
 }
 
 // A tree that is both older and damaged is mended and brought up at once.

@@ -159,6 +159,9 @@ func (r *treeRepair) salvage(ctx context.Context) (base archive.EpochRecord, lea
 	}
 	base = r.base(archive.Digest(root))
 	few, many, err := t.Salvage(ctx, base.Root)
+	if root != base.Root {
+		few = nil // an update phase that made no epoch may have added names to it
+	}
 	sound = err == nil && len(many) == 0 && base.Root == r.rec.Root
 	return base, rowSpans(few), rowSpans(many), sound, err
 }
