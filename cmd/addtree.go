@@ -72,7 +72,7 @@ func (a *app) addFound(ctx context.Context, g adding, arg, what string, find fun
 	for _, f := range w.files {
 		items = append(items, client.Item{Name: f.name, Open: f.open})
 	}
-	c.Progress = a.treeProgress("add "+what, "read", w.bytes)
+	c.Progress = a.treeProgress(c.Roster, "add "+what, "read", w.bytes)
 	return a.addItems(ctx, c, items, w.skipped, sum)
 }
 

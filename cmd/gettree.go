@@ -133,7 +133,7 @@ func (a *app) fetchAll(ctx context.Context, c *client.Client, all []*fetching, t
 		total += f.Entry.Size
 	}
 	shadow(all)
-	c.Progress = a.treeProgress("get "+t.dir, "fetch", total)
+	c.Progress = a.treeProgress(c.Roster, "get "+t.dir, "fetch", total)
 	err = inOrderBy(fetchers, len(all), eachOf(all), func(f *fetching) { f.run(ctx, c, root) }, func(f *fetching) error {
 		if ctx.Err() != nil {
 			return ctx.Err()

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -27,30 +26,72 @@ func (a *app) shows() bool { return !a.quiet && !a.json && isTerminal(a.err) }
 
 // treeProgress shows how much of many files has been read or fetched, on a terminal
 // only. Reading waits for the replicas, so that it says how far all is.
-func (a *app) treeProgress(what, stage string, total uint64) func(client.Progress) {
+func (a *app) treeProgress(r *archive.Roster, what, stage string, total uint64) func(client.Progress) {
 	if !a.shows() || total == 0 {
 		return nil
 	}
-	bar := a.bar(plain(what), total)
-	var mu sync.Mutex
-	type item struct {
-		n archive.Name
-		d archive.Digest
-	}
-	under := make(map[item]uint64) // bytes of files that are under way
+	b := &treeBar{what: plain(what), stage: stage, total: total, under: make(map[item]uint64), each: newShares(r)}
+	b.bar = a.bar(b.what, total)
+	columns := terminalWidth(a.err)
 	return func(p client.Progress) {
-		mu.Lock()
-		defer mu.Unlock()
-		it := item{p.Name, p.Digest}
-		if p.Stage != stage || p.Done < under[it] {
-			return
-		}
-		_ = bar.Add64(int64(p.Done - under[it]))
-		under[it] = p.Done
-		if p.Done == p.Total {
-			delete(under, it)
+		b.take(p)
+		if p.Stage == "hold" {
+			b.bar.Describe(fitting(b.what, b.each.percents(total), columns))
 		}
 	}
+}
+
+// treeBar is the bar of many files that are read for an upload, with how many
+// percent each replica has, or fetched.
+type treeBar struct {
+	what, stage string
+	total       uint64
+	bar         *progressbar.ProgressBar
+	under       map[item]uint64 // bytes of files that are under way
+	each        shares
+}
+
+type item struct {
+	n archive.Name
+	d archive.Digest
+}
+
+func (b *treeBar) take(p client.Progress) {
+	it := item{p.Name, p.Digest}
+	switch {
+	case p.Stage == "hold":
+		b.each.of[p.Replica] += p.Done
+		return
+	case p.Stage != b.stage || p.Done < b.under[it]:
+		return
+	}
+	_ = b.bar.Add64(int64(p.Done - b.under[it]))
+	b.under[it] = p.Done
+	if p.Done == p.Total {
+		delete(b.under, it)
+	}
+}
+
+// shares are how many bytes each replica has.
+type shares struct {
+	roster *archive.Roster
+	of     map[uint32]uint64
+}
+
+func newShares(r *archive.Roster) shares { return shares{r, make(map[uint32]uint64)} }
+
+// percents returns the replicas' percents of total, in the order of the roster; -
+// stands for none yet.
+func (s shares) percents(total uint64) string {
+	var all []string
+	for _, r := range s.roster.Replicas {
+		has := "-"
+		if done, ok := s.of[r.ID]; ok {
+			has = fmt.Sprint(100 * min(done, total) / total)
+		}
+		all = append(all, has)
+	}
+	return "[" + strings.Join(all, " ") + "%]"
 }
 
 // reading shows how many of so many bytes have been read, on a terminal only; nil: it
@@ -94,7 +135,7 @@ type bars struct {
 	bar    *progressbar.ProgressBar // nil: none on the screen
 	what   string
 	done   uint64
-	each   map[uint32]uint64 // bytes that a replica has
+	each   shares
 }
 
 func (b *bars) show(p client.Progress) {
@@ -104,7 +145,7 @@ func (b *bars) show(p client.Progress) {
 	if what := p.Stage + " " + string(p.Name); what != b.what {
 		b.end()
 		b.what, b.done, b.bar = what, 0, b.a.bar(plain(what), p.Total)
-		b.each = make(map[uint32]uint64)
+		b.each = newShares(b.roster)
 	}
 	if b.bar == nil {
 		return
@@ -112,7 +153,7 @@ func (b *bars) show(p client.Progress) {
 	done := p.Done
 	if p.Stage == "upload" {
 		done = b.reached(p)
-		b.bar.Describe(fitting(plain(b.what), b.state(p.Total), terminalWidth(b.a.err)))
+		b.bar.Describe(fitting(plain(b.what), b.each.percents(p.Total), terminalWidth(b.a.err)))
 	}
 	if done <= b.done {
 		return
@@ -127,21 +168,9 @@ func (b *bars) show(p client.Progress) {
 // reached notes an upload's progress and returns how much of the content a quorum
 // has, or, before a quorum has begun, all that have.
 func (b *bars) reached(p client.Progress) uint64 {
-	b.each[p.Replica] = p.Done
-	had := slices.Sorted(maps.Values(b.each))
+	b.each.of[p.Replica] = p.Done
+	had := slices.Sorted(maps.Values(b.each.of))
 	return had[max(len(had)-b.roster.Quorum(), 0)]
-}
-
-func (b *bars) state(total uint64) string {
-	var all []string
-	for _, r := range b.roster.Replicas {
-		has := "-"
-		if done, ok := b.each[r.ID]; ok {
-			has = fmt.Sprint(100 * min(done, total) / total)
-		}
-		all = append(all, has)
-	}
-	return "[" + strings.Join(all, " ") + "%]"
 }
 
 func (b *bars) end() {

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/schollz/progressbar/v3"
+
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/client"
 )
@@ -32,7 +34,7 @@ func TestFitting(t *testing.T) {
 // The bar of an upload is that of the slowest of the quorum that is furthest.
 func TestUploadReached(t *testing.T) {
 	r := &archive.Roster{F: 1, Replicas: []archive.Replica{{ID: 1}, {ID: 2}, {ID: 3}, {ID: 4}}}
-	b := &bars{roster: r, each: make(map[uint32]uint64)}
+	b := &bars{roster: r, each: newShares(r)}
 	for _, step := range []struct {
 		id         uint32
 		done, want uint64
@@ -43,8 +45,29 @@ func TestUploadReached(t *testing.T) {
 		{4, 100, 100, "[100 100 10 100%]"},
 	} {
 		got := b.reached(client.Progress{Stage: "upload", Replica: step.id, Done: step.done, Total: 100})
-		if state := b.state(100); got != step.want || state != step.state {
+		if state := b.each.percents(100); got != step.want || state != step.state {
 			t.Errorf("replica %d at %d: %d %s, want %d %s", step.id, step.done, got, state, step.want, step.state)
 		}
+	}
+}
+
+// The bar of many files counts each file once, however often its bytes are told of,
+// and says of each replica what it has.
+func TestTreeBar(t *testing.T) {
+	r := &archive.Roster{F: 1, Replicas: []archive.Replica{{ID: 1}, {ID: 2}, {ID: 3}, {ID: 4}}}
+	b := &treeBar{stage: "read", total: 200, bar: progressbar.DefaultSilent(200), under: make(map[item]uint64), each: newShares(r)}
+	for _, p := range []client.Progress{
+		{Stage: "read", Name: "a", Done: 30, Total: 50}, {Stage: "read", Name: "a", Done: 50, Total: 50},
+		{Stage: "read", Name: "b", Done: 100, Total: 150}, {Stage: "read", Name: "b", Done: 80, Total: 150},
+		{Stage: "upload", Name: "a", Replica: 1, Done: 50, Total: 50},
+		{Stage: "hold", Replica: 2, Done: 50}, {Stage: "hold", Replica: 2, Done: 50}, {Stage: "hold", Replica: 4, Done: 20},
+	} {
+		b.take(p)
+	}
+	if got, want := b.bar.State().CurrentNum, int64(150); got != want {
+		t.Errorf("%d bytes read, want %d", got, want)
+	}
+	if got, want := b.each.percents(b.total), "[- 50 - 10%]"; got != want {
+		t.Errorf("replicas have %s, want %s", got, want)
 	}
 }

@@ -81,10 +81,10 @@ type Config struct {
 
 // Progress is how far one item is.
 type Progress struct {
-	Stage   string // "read", "upload", "fetch"
+	Stage   string // "read", "upload", "fetch"; "hold": Replica has Done more bytes of an Add
 	Name    archive.Name
 	Digest  archive.Digest // of what is fetched, which has no name here
-	Replica uint32         // of an upload or fetch
+	Replica uint32         // of an upload, a fetch and what it holds
 	Done    uint64         // bytes
 	Total   uint64         // bytes; 0: unknown
 }

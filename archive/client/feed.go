@@ -275,6 +275,8 @@ func (j *whole) send(ctx context.Context, l *lane, idle *idle) error {
 	return l.c.putLarge(ctx, l.r, j.it, func(from uint64) (io.Reader, error) { return j.r, j.r.skip(from, idle) }, idle)
 }
 
+func (j *whole) bytes() uint64 { return j.it.content.Size }
+
 // release leaves the feed, and lets go of what was not read.
 func (j *whole) release() {
 	j.r.leave()

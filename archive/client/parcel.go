@@ -18,6 +18,7 @@ type parcel struct {
 	buf      []byte // nil: none taken yet
 	used     int    // bytes of buf that contents fill
 	fresh    int    // bytes behind that which are read and not kept yet
+	kept     uint64 // bytes of all contents kept, of equal ones too
 	contents map[archive.Digest][]byte
 	refs     atomic.Int32 // lanes that have it
 }
@@ -38,6 +39,7 @@ func (p *parcel) take(ctx context.Context, s *sending) (err error) {
 
 // keep makes the fresh bytes a content of the parcel.
 func (p *parcel) keep(x archive.Content) {
+	p.kept += x.Size
 	if p.contents[x.Digest] == nil {
 		p.contents[x.Digest] = p.buf[p.used : p.used+p.fresh : p.used+p.fresh]
 		p.used += p.fresh
@@ -74,6 +76,8 @@ func (p *parcel) send(ctx context.Context, l *lane, idle *idle) error {
 	}
 	return p.put(ctx, l.r, missing, idle)
 }
+
+func (p *parcel) bytes() uint64 { return p.kept }
 
 func (p *parcel) digests() []archive.Digest {
 	all := make([]archive.Digest, 0, len(p.contents))

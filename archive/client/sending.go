@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"sync"
 	"time"
 
@@ -67,13 +68,15 @@ type lane struct {
 	mu   sync.Mutex
 	todo int           // jobs under way or waiting
 	held time.Duration // how long it has held up others
+	has  uint64        // bytes of the items that the replica has
 	err  error         // why it sends nothing any more
 }
 
 // job is something to send.
 type job interface {
 	send(ctx context.Context, l *lane, idle *idle) error
-	release() // once for each lane
+	bytes() uint64 // of its items
+	release()      // once for each lane
 }
 
 func (c *Client) newSending(ctx context.Context) *sending {
@@ -114,8 +117,29 @@ func (l *lane) do(j job) {
 	}
 	ctx, idle, cancel := withIdle(l.ctx, l.c.Timeout)
 	defer cancel()
-	if err := j.send(ctx, l, idle); err != nil && !isSource(err) { // who reads the source says so
+	err := j.send(ctx, l, idle)
+	if err == nil {
+		l.brought(j.bytes())
+	} else if !isSource(err) { // who reads the source says so
 		l.fail(causeOf(ctx, err))
+	}
+}
+
+// brought tells that the replica has n bytes more.
+func (l *lane) brought(n uint64) {
+	l.mu.Lock()
+	l.has += n
+	l.mu.Unlock()
+	l.c.tell(Progress{Stage: "hold", Replica: l.r.ID, Done: n})
+}
+
+// broughtAll tells of what is left of so many bytes.
+func (l *lane) broughtAll(n uint64) {
+	l.mu.Lock()
+	left := n - min(n, l.has)
+	l.mu.Unlock()
+	if left > 0 {
+		l.brought(left)
 	}
 }
 
@@ -151,20 +175,20 @@ func (s *sending) close() {
 	}
 }
 
-// wait returns nil once a replica has got everything, or why it will not.
-func (s *sending) wait(ctx context.Context, r *replica) error {
-	for _, l := range s.lanes {
-		if l.r != r {
-			continue
-		}
-		select {
-		case <-l.done:
-			return l.failed()
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+// lane returns the lane of a replica.
+func (s *sending) lane(r *replica) *lane {
+	i := slices.IndexFunc(s.lanes, func(l *lane) bool { return l.r == r })
+	return s.lanes[i]
+}
+
+// wait returns nil once the replica has got everything, or why it will not.
+func (l *lane) wait(ctx context.Context) error {
+	select {
+	case <-l.done:
+		return l.failed()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return errBehind
 }
 
 // slab takes a buffer, and drops replicas that keep it from being free while a

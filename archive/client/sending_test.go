@@ -104,6 +104,36 @@ func TestAddMixedSizes(t *testing.T) {
 	})
 }
 
+// Each byte of an Add is told of once for each replica that has it: also for one
+// that had it before, of contents that are equal, and for one that catches up.
+func TestAddTellsWhatIsHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, "")
+		var mu sync.Mutex
+		held := make(map[uint32]uint64)
+		b.Client.Progress = func(p Progress) {
+			mu.Lock()
+			defer mu.Unlock()
+			if p.Stage == "hold" {
+				held[p.Replica] += p.Done
+			}
+		}
+		items := []Item{bytesItem("large", largeBytes), bytesItem("a", []byte("same")), bytesItem("b", []byte("same")), bytesItem("c", nil)}
+		for round := range uint64(2) {
+			b.Client.replicas[0].late.Store(true)
+			if res, err := b.Client.Add(t.Context(), items); err != nil || len(res.Failed) > 0 {
+				t.Fatalf("%v, %v", err, res.Failed)
+			}
+			synctest.Wait()
+			for id := range uint32(4) {
+				if want := (round + 1) * uint64(len(largeBytes)+8); held[id+1] != want {
+					t.Errorf("round %d: replica %d holds %d bytes, want %d", round, id+1, held[id+1], want)
+				}
+			}
+		}
+	})
+}
+
 // An upload goes on where an earlier one was interrupted.
 func TestAddResumes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -38,7 +38,8 @@ func (i *idle) moved(extra time.Duration) { i.timer.Reset(i.limit + extra) }
 // offer brings to one replica what the sending has not brought there, and then
 // the submission. It goes on trying while it makes progress now and then.
 func (a *adding) offer(ctx context.Context, r *replica) (ack wire.Ack, err error) {
-	sent := a.sent.wait(ctx, r)
+	lane := a.sent.lane(r)
+	sent := lane.wait(ctx)
 	if errors.Is(sent, errIdle) {
 		return ack, a.plain(sent)
 	}
@@ -55,8 +56,16 @@ func (a *adding) offer(ctx context.Context, r *replica) (ack wire.Ack, err error
 	})
 	if err == nil {
 		r.late.Store(false)
+		lane.broughtAll(bytesOf(a.items))
 	}
 	return ack, a.plain(causeOf(ctx, err))
+}
+
+func bytesOf(items []Item) (n uint64) {
+	for _, it := range items {
+		n += it.content.Size
+	}
+	return n
 }
 
 // causeOf adds to an error that no progress was the reason.
