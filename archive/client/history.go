@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/bonafide-archive/bonafide/archive"
@@ -52,24 +54,31 @@ func (c *Client) History(ctx context.Context, o HistoryOptions) (History, error)
 		return History{}, err
 	}
 	w := &walk{c: c, o: o, before: before, chain: archive.NewChain(c.Roster)}
-	errs := make(map[uint32]error)
+	left := slices.DeleteFunc(c.preferred(), func(r *replica) bool { return o.Replica != 0 && r.ID != o.Replica })
+	failed := &NoQuorumError{Need: 1, Replicas: make(map[uint32]error)}
 	var stale error
-	for _, r := range c.preferred() {
-		if o.Replica != 0 && r.ID != o.Replica {
-			continue
+	for len(left) > 0 {
+		a, r, err := w.begin(ctx, left)
+		if err != nil {
+			var none *NoQuorumError
+			if errors.As(err, &none) {
+				maps.Copy(failed.Replicas, none.Replicas)
+			}
+			break
 		}
-		err := w.with(ctx, r)
+		err = w.with(ctx, r, a)
 		if err == nil || w.final(err) {
 			return History{r.ID, w.upTo, w.names}, err
 		}
-		if errs[r.ID] = inTime(err, c.Timeout); errors.Is(err, ErrStale) {
+		if failed.Replicas[r.ID] = inTime(err, c.Timeout); errors.Is(err, ErrStale) {
 			stale = err
 		}
+		left = slices.DeleteFunc(left, func(x *replica) bool { return x == r })
 	}
 	if stale != nil {
 		return History{}, stale
 	}
-	return History{}, &NoQuorumError{Need: 1, Replicas: errs}
+	return History{}, failed
 }
 
 // walk is one History under way.
@@ -91,10 +100,10 @@ func (w *walk) final(err error) bool {
 }
 
 // with walks on with one replica, from where the chain is.
-func (w *walk) with(ctx context.Context, r *replica) error {
-	v, err := w.attested(ctx, r)
+func (w *walk) with(ctx context.Context, r *replica, a attested) error {
+	err := a.err
 	if err == nil {
-		err = w.follow(ctx, r, v)
+		err = w.follow(ctx, r, a.rec)
 	}
 	if err == nil && w.o.Names {
 		err = w.rewind(ctx, r)
@@ -118,6 +127,24 @@ func (w *walk) attested(ctx context.Context, r *replica) (rec archive.EpochRecor
 		return err
 	})
 	return rec, err
+}
+
+// attested is the record that a replica's device attests, or the final error that
+// comes instead.
+type attested struct {
+	rec archive.EpochRecord
+	err error
+}
+
+// begin returns what the first replica that answers attests.
+func (w *walk) begin(ctx context.Context, rs []*replica) (attested, *replica, error) {
+	return first(ctx, rs, func(ctx context.Context, r *replica) (attested, error) {
+		rec, err := w.attested(ctx, r)
+		if err != nil && !w.final(err) {
+			return attested{}, inTime(err, w.c.Timeout)
+		}
+		return attested{rec, err}, nil
+	}, func(attested) {})
 }
 
 // follow extends the chain to the record v, which the replica's device attests.

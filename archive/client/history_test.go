@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
@@ -150,6 +151,26 @@ func TestHistoryHostile(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Replicas that are there and do not answer cost no timeout each.
+func TestHistoryPastTheStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, "", "first")
+		b.stop(1, 2, 3)
+		within(t, 4*hedge, func() {
+			if h, err := b.Client.History(t.Context(), HistoryOptions{}); err != nil || h.Replica != 4 {
+				t.Errorf("%+v, %v", h, err)
+			}
+		})
+		b.stop(4)
+		within(t, b.Client.Timeout+4*hedge, func() {
+			var none *NoQuorumError
+			if _, err := b.Client.History(t.Context(), HistoryOptions{}); !errors.As(err, &none) || len(none.Replicas) != 4 {
+				t.Errorf("all stopped: %v", err)
+			}
+		})
+	})
 }
 
 func refusedBy(t *testing.T, err error, id int, want string) {
