@@ -54,7 +54,7 @@ var exits = map[string][]int{
 	"receipt": {exitPartial, exitAbsent, exitUnavailable, exitStale},
 	"ls":      {exitAbsent, exitUnavailable, exitStale},
 	"verify":  {exitPartial, exitAbsent, exitIntegrity, exitUnavailable, exitStale},
-	"log":     {exitUnavailable, exitStale},
+	"log":     {exitIntegrity, exitUnavailable, exitStale},
 	"audit":   {exitPartial, exitIntegrity, exitUnavailable, exitStale},
 	"update":  {exitPartial, exitUnavailable},
 	"status":  {exitUnavailable},
