@@ -1,6 +1,9 @@
 package cmd
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"io"
 	"testing"
 
@@ -31,5 +34,22 @@ func TestGoesOn(t *testing.T) {
 	}
 	if goesOn(nil) {
 		t.Error("no command goes on")
+	}
+}
+
+// What an interrupt ended is said without the words of a context.
+func TestInterruptedError(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{context.Canceled, "interrupted"},
+		{fmt.Errorf("add x: 3 files not added: %w", context.Canceled), "interrupted: add x: 3 files not added"},
+		{errors.New("disk full"), "interrupted: disk full"},
+	} {
+		err := &interruptedError{tt.err}
+		if err.Error() != tt.want || !errors.Is(err, tt.err) {
+			t.Errorf("got %q, want %q", err, tt.want)
+		}
 	}
 }

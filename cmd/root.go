@@ -7,7 +7,6 @@ package cmd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -64,13 +63,24 @@ func (a *app) explain(ctx context.Context, ran *cobra.Command, err error) error 
 	case !a.running && ran != nil:
 		return misused(ran, err)
 	case ctx.Err() != nil && exitStatus(err) != exitInterrupted:
-		err = withStatus(exitInterrupted, fmt.Errorf("interrupted: %w", err))
+		err = withStatus(exitInterrupted, &interruptedError{err})
 		if goesOn(ran) {
 			err = withHint(err, "the same command, run again, goes on where this one ended")
 		}
 	}
 	return err
 }
+
+// interruptedError says what an interrupt ended.
+type interruptedError struct{ err error }
+
+// Error leaves out that a context has ended: the interrupt did that.
+func (e *interruptedError) Error() string {
+	what := strings.TrimSuffix(e.err.Error(), context.Canceled.Error())
+	return strings.TrimSuffix("interrupted: "+what, ": ")
+}
+
+func (e *interruptedError) Unwrap() error { return e.err }
 
 // goesOn reports whether a command that was interrupted repeats nothing that it has
 // done when it is run again. Of what went to the standard output nothing is kept.
