@@ -29,30 +29,41 @@ type Part struct {
 	Took Stat   `json:"took"`
 }
 
-// The parts of an update phase in the talk's words, and the steps that each is.
+// The names of the parts of an update phase, in the talk's words where it has them.
+// PartProcesses is what the others leave of the total.
+const (
+	PartReset     = "Reset of the device"
+	PartOpening   = "Opening: tree rehashed"
+	PartMeeting   = "Meeting: 2f+1 replicas heard"
+	PartProposal  = "Proposal creation"
+	PartAgreement = "Agreement"
+	PartUpdate    = "Tree update"
+	PartStore     = "Votes and store"
+	PartPeers     = "Waiting for peers"
+	PartProcesses = "Processes: stop, start, first Get"
+)
+
+// The parts of an update phase, and the steps that each is.
 var parts = []struct {
 	name  string
 	steps []string
 }{
-	{"Reset of the device", []string{"reset"}},
-	{"Opening: tree rehashed", []string{replica.StepOpened}},
-	{"Meeting: 2f+1 replicas heard", []string{replica.StepTick}},
-	{"Proposal creation", []string{replica.StepJoined, replica.StepProposals}},
-	{"Agreement", []string{replica.StepDecided}},
-	{"Tree update", []string{replica.StepApplied}},
-	{"Votes and store", []string{replica.StepPrepared, replica.StepCommitted, replica.StepStored}},
-	{"Waiting for peers", []string{replica.StepLingered}},
+	{PartReset, []string{"reset"}},
+	{PartOpening, []string{replica.StepOpened}},
+	{PartMeeting, []string{replica.StepTick}},
+	{PartProposal, []string{replica.StepJoined, replica.StepProposals}},
+	{PartAgreement, []string{replica.StepDecided}},
+	{PartUpdate, []string{replica.StepApplied}},
+	{PartStore, []string{replica.StepPrepared, replica.StepCommitted, replica.StepStored}},
+	{PartPeers, []string{replica.StepLingered}},
 }
-
-// restPart is what the steps leave of the total.
-const restPart = "Processes: stop, start, first Get"
 
 func newRow(adds, before int) *Row {
 	row := &Row{Adds: adds, Before: before}
 	for _, p := range parts {
 		row.Parts = append(row.Parts, Part{Name: p.name})
 	}
-	row.Parts = append(row.Parts, Part{Name: restPart})
+	row.Parts = append(row.Parts, Part{Name: PartProcesses})
 	return row
 }
 

@@ -18,6 +18,9 @@ func (s *Stat) add(v float64) { s.all = append(s.all, v) }
 // N is how many there are.
 func (s Stat) N() int { return len(s.all) }
 
+// Values returns the measurements in the order in which they were made.
+func (s Stat) Values() []float64 { return slices.Clone(s.all) }
+
 // Mean returns the arithmetic mean, 0 of none.
 func (s Stat) Mean() float64 {
 	sum := 0.0
@@ -46,10 +49,10 @@ func (s Stat) Quantile(q float64) float64 {
 }
 
 // String returns "mean (standard deviation)", as the talk's tables have it.
-func (s Stat) String() string { return fmt.Sprintf("%s (%s)", figure(s.Mean()), figure(s.SD())) }
+func (s Stat) String() string { return fmt.Sprintf("%s (%s)", Figure(s.Mean()), Figure(s.SD())) }
 
-// figure writes a number with about three digits.
-func figure(v float64) string {
+// Figure writes a number with about three digits.
+func Figure(v float64) string {
 	switch a := math.Abs(v); {
 	case a >= 100:
 		return fmt.Sprintf("%.0f", v)

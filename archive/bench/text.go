@@ -21,7 +21,7 @@ func (res Result) Tables() []Table {
 func (res Result) operationTable() Table {
 	o := res.Ops
 	row := func(name string, s Stat) []string {
-		return []string{name, s.String(), figure(s.Quantile(0.5)), figure(s.Quantile(0.99))}
+		return []string{name, s.String(), Figure(s.Quantile(0.5)), Figure(s.Quantile(0.99))}
 	}
 	return Table{
 		Title: "Get and Add, in milliseconds",
@@ -30,8 +30,8 @@ func (res Result) operationTable() Table {
 			row("Get: a name proven by f+1 replicas", o.Get), row("Get and its content", o.Content), row("Add: on the disks of 2f+1 replicas", o.Add),
 		},
 		Notes: []string{
-			fmt.Sprintf("%d of each, one after the other; a session proves %s names a second; bulk Adds take %s names a second", o.Get.N(), figure(o.Session.Mean()), figure(res.Fill.Rate())),
-			fmt.Sprintf("a proof has %s bytes, a receipt %s", figure(o.Proof.Mean()), figure(o.Receipt.Mean())),
+			fmt.Sprintf("%d of each, one after the other; a session proves %s names a second; bulk Adds take %s names a second", o.Get.N(), Figure(o.Session.Mean()), Figure(res.Fill.Rate())),
+			fmt.Sprintf("a proof has %s bytes, a receipt %s", Figure(o.Proof.Mean()), Figure(o.Receipt.Mean())),
 		},
 	}
 }
@@ -43,7 +43,7 @@ func (res Result) repairTable() Table {
 		Notes: []string{"lost are pages of 4 KiB of tree and contents, drawn at random and zeroed on the disk; a second audit, not timed, finds the replica sound"},
 	}
 	for _, x := range res.Repairs {
-		t.Rows = append(t.Rows, []string{fmt.Sprint(x.Loss), x.Took.String(), fmt.Sprintf("%.0f", x.Lost.Mean()), figure(x.Found.Mean())})
+		t.Rows = append(t.Rows, []string{fmt.Sprint(x.Loss), x.Took.String(), fmt.Sprintf("%.0f", x.Lost.Mean()), Figure(x.Found.Mean())})
 	}
 	return t
 }
@@ -80,7 +80,7 @@ func (res Result) Text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d replicas on one machine, MAS %s, %d names; %s\n%s\n", res.Replicas, res.MAS, res.Names, count(res.Runs, "run"), res.Machine)
 	fmt.Fprintf(&b, "filled by Adds (%s s) and %s (%s s), as any archive; %d names share a content\n",
-		figure(res.Fill.Add), count(res.Fill.Phases, "update phase"), figure(res.Fill.Update), perContent)
+		Figure(res.Fill.Add), count(res.Fill.Phases, "update phase"), Figure(res.Fill.Update), perContent)
 	for _, t := range res.Tables() {
 		b.WriteString("\n" + t.Text())
 	}
