@@ -31,6 +31,8 @@ var imports = map[string][]string{
 
 	"consensus": {},
 
+	"archive/bench/write": {"archive/bench"}, // a program of its own: bonafide draws nothing
+
 	"man":       {},
 	"man/write": {"cmd"}, // the manual pages come from the commands
 
@@ -69,6 +71,7 @@ var modules = map[string][]string{
 	"github.com/adhocore/gronx":         {"archive"},
 	"golang.org/x/text":                 {"archive"},
 	"golang.org/x/sys":                  {anything},
+	"gonum.org/v1/plot":                 {"archive/bench/write"},
 	"golang.org/x/net":                  {"archive/wire", "archive/replica"},
 	"github.com/anishathalye/porcupine": {"archive/archivetest"},
 }

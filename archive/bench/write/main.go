@@ -1,0 +1,63 @@
+// Command write makes, from the stored results of runs, what archive/EVALUATION.md says
+// in figures: the parts between its markers, and the drawing. It is run in
+// archive/bench, by go generate. It is a program of its own, so that bonafide needs
+// nothing to draw with.
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+
+	"github.com/bonafide-archive/bonafide/archive/bench"
+)
+
+func main() {
+	files, err := written(".")
+	if err != nil {
+		log.Fatal(err)
+	}
+	for path, b := range files {
+		if err := os.WriteFile(path, b, 0o644); err != nil {
+			log.Fatal(err)
+		}
+	}
+}
+
+// written are the files that the results in a directory come to, by path.
+func written(dir string) (map[string][]byte, error) {
+	res, err := stored(filepath.Join(dir, "testdata", "million.json"))
+	if err != nil {
+		return nil, err
+	}
+	doc := filepath.Join(dir, "..", "EVALUATION.md")
+	text, err := os.ReadFile(doc)
+	if err != nil {
+		return nil, err
+	}
+	filled, err := fill(string(text), parts(res))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", doc, err)
+	}
+	files := map[string][]byte{doc: []byte(filled)}
+	for name, as := range map[string]func(bench.Result) ([]byte, error){"availability.svg": svg, "availability.png": png} {
+		if files[filepath.Join(dir, "..", name)], err = as(res); err != nil {
+			return nil, err
+		}
+	}
+	return files, nil
+}
+
+// stored is a result as bench --json printed it.
+func stored(path string) (res bench.Result, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return res, err
+	}
+	if err := json.Unmarshal(b, &res); err != nil {
+		return res, fmt.Errorf("%s: %w", path, err)
+	}
+	return res, nil
+}
