@@ -4,6 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -33,6 +37,17 @@ func BenchmarkPhase(b *testing.B) {
 	}
 }
 
+// BenchmarkMessages runs update phases without Adds, of as many replicas as agreement
+// is made for, and reports what all of them together sent. Nothing else may use the
+// network meanwhile: the counters are those of the machine.
+//
+//	go test ./archive/replica -run xxx -bench Messages -benchtime 5x -names 1000
+func BenchmarkMessages(b *testing.B) {
+	for _, n := range []int{4, 7, 10, 13, 16} {
+		b.Run(fmt.Sprintf("N=%d", n), func(b *testing.B) { newTimed(b, n).bench(b, 0) })
+	}
+}
+
 // timed is a cluster whose steps are timed.
 type timed struct {
 	*cluster
@@ -58,14 +73,16 @@ func newTimed(b *testing.B, n int) *timed {
 func (c *timed) bench(b *testing.B, adds int) {
 	epoch := archive.Epoch(1)
 	var wall, used time.Duration
+	var segments, octets uint64
 	for b.Loop() {
 		b.StopTimer()
 		c.fill(adds)
 		c.reset(c.all()...)
 		b.StartTimer()
-		start, before := time.Now(), processorTime()
+		start, before, s, o := time.Now(), processorTime(), sentSoFar(b, "snmp", "Tcp", "OutSegs"), sentSoFar(b, "netstat", "IpExt", "OutOctets")
 		c.update(b.Context(), c.all()...)
 		wall, used = wall+time.Since(start), used+processorTime()-before
+		segments, octets = segments+sentSoFar(b, "snmp", "Tcp", "OutSegs")-s, octets+sentSoFar(b, "netstat", "IpExt", "OutOctets")-o
 		b.StopTimer()
 		epoch++
 		rec := c.agreed(epoch, c.all()...)
@@ -77,9 +94,35 @@ func (c *timed) bench(b *testing.B, adds int) {
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(wall.Seconds()/float64(b.N), "s")
 	b.ReportMetric(used.Seconds()/float64(b.N*len(c.Replicas)), "s-cpu/replica")
+	b.ReportMetric(float64(segments)/float64(b.N), "segments")
+	b.ReportMetric(float64(octets)/float64(b.N), "B-sent")
 	for name, d := range c.parts.took {
 		b.ReportMetric(d.Seconds()/float64(b.N*len(c.Replicas)), "s-"+name)
 	}
+}
+
+// sentSoFar is a counter of the machine's network: a column of the rows that begin
+// with proto in a file of /proc/net, names in the first and values in the second.
+func sentSoFar(b *testing.B, file, proto, name string) uint64 {
+	b.Helper()
+	text, err := os.ReadFile("/proc/net/" + file)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var rows [][]string
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, proto+":"); ok {
+			rows = append(rows, strings.Fields(rest))
+		}
+	}
+	if len(rows) != 2 {
+		b.Fatalf("%s has %d rows of %s", file, len(rows), proto)
+	}
+	n, err := strconv.ParseUint(rows[1][slices.Index(rows[0], name)], 10, 64)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return n
 }
 
 // fill buffers Adds of new names at all replicas, a thousand in a submission.
