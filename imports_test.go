@@ -31,7 +31,8 @@ var imports = map[string][]string{
 
 	"consensus": {},
 
-	"archive/bench/write": {"archive/bench"}, // a program of its own: bonafide draws nothing
+	"archive/bench/cost":  {},
+	"archive/bench/write": {"archive/bench", "archive/bench/cost"}, // a program of its own: bonafide draws nothing
 
 	"man":       {},
 	"man/write": {"cmd"}, // the manual pages come from the commands
