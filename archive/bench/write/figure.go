@@ -139,7 +139,7 @@ func wholePanel(phases []phase) (*plot.Plot, error) {
 		{fmt.Sprintf("the same and the %.1f s of a reboot in 2009", talkBoot), draw.RingGlyph{}, rebooted(phases)},
 		{fmt.Sprintf("prototype of 2009, computed from the talk's %.1f s", talkPhase), draw.SquareGlyph{}, []phase{{0, talkPhase}}},
 	} {
-		if err := points(p, s.what, s.shape, s.at); err != nil {
+		if err := markPhases(p, s.what, s.shape, s.at); err != nil {
 			return nil, err
 		}
 	}
@@ -162,7 +162,7 @@ func nearPanel(phases []phase) (*plot.Plot, error) {
 	}
 	for i, ph := range phases {
 		what := fmt.Sprintf("%s Adds: %.1f s", thousands(ph.adds), ph.seconds)
-		if err := points(p, what, glyphs[i%len(glyphs)], []phase{ph}); err != nil {
+		if err := markPhases(p, what, glyphs[i%len(glyphs)], []phase{ph}); err != nil {
 			return nil, err
 		}
 	}
@@ -247,8 +247,8 @@ func periods(p *plot.Plot, end float64) error {
 	return nil
 }
 
-// points marks phases on the line of each period, and names them in the legend.
-func points(p *plot.Plot, what string, shape draw.GlyphDrawer, phases []phase) error {
+// markPhases marks phases on the line of each period, and names them in the legend.
+func markPhases(p *plot.Plot, what string, shape draw.GlyphDrawer, phases []phase) error {
 	var entry plot.Thumbnailer
 	for _, hours := range talkPeriods {
 		var at plotter.XYs

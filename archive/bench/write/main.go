@@ -26,22 +26,32 @@ func main() {
 	}
 }
 
+// million is the run of archive/EVALUATION.md.
+const million = "million.json"
+
 // written are the files that the results in a directory come to, by path.
 func written(dir string) (map[string][]byte, error) {
-	res, err := stored(filepath.Join(dir, "testdata", "million.json"))
+	p, err := readPoints(filepath.Join(dir, "testdata"))
 	if err != nil {
 		return nil, err
 	}
-	doc := filepath.Join(dir, "..", "EVALUATION.md")
-	text, err := os.ReadFile(doc)
+	c, err := fitAll(p)
 	if err != nil {
 		return nil, err
 	}
-	filled, err := fill(string(text), parts(res))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", doc, err)
+	res, files := p.runs[1_000_000], make(map[string][]byte)
+	for name, parts := range map[string]map[string]string{"EVALUATION.md": parts(res), "COST.md": c.parts()} {
+		path := filepath.Join(dir, "..", name)
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		filled, err := fill(string(text), parts)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		files[path] = []byte(filled)
 	}
-	files := map[string][]byte{doc: []byte(filled)}
 	for name, as := range map[string]func(bench.Result) ([]byte, error){"availability.svg": svg, "availability.png": png} {
 		if files[filepath.Join(dir, "..", name)], err = as(res); err != nil {
 			return nil, err

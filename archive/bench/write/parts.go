@@ -17,7 +17,7 @@ func fill(text string, parts map[string]string) (string, error) {
 		if !ok || !closed || strings.Count(text, open)+strings.Count(text, end) != 2 {
 			return "", fmt.Errorf("want one %s and one %s, in this order", strings.TrimSpace(open), strings.TrimSpace(end))
 		}
-		text = before + open + "\n" + strings.TrimSpace(part) + "\n\n" + end + after
+		text = before + open + "\n" + strings.Trim(part, "\n") + "\n\n" + end + after
 	}
 	return text, nil
 }

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/bonafide-archive/bonafide/archive/bench/cost"
 )
 
 // TestWritten holds that each figure between the markers of EVALUATION.md, and the
@@ -31,8 +33,8 @@ func TestWritten(t *testing.T) {
 			t.Errorf("%s is not what go generate makes of the results", path)
 		}
 	}
-	if len(files) != 3 {
-		t.Errorf("%d files, want 3", len(files))
+	if len(files) != 4 {
+		t.Errorf("%d files, want 4", len(files))
 	}
 }
 
@@ -64,7 +66,41 @@ func decoded(t *testing.T, b []byte) image.Image {
 	return m
 }
 
+func TestParseBenchmark(t *testing.T) {
+	const text = "# 2026-01-02\n$ go test x\ngoos: linux\nBenchmarkX/10%spread-2   \t 3\t 1.5 s\t 2e3 MB-lost\nPASS\nok x\n"
+	b, err := parseBenchmark(text)
+	if err != nil || b.date != "2026-01-02" || b.command != "go test x" {
+		t.Errorf("got %+v, %v", b, err)
+	}
+	if v := b.values["X/10%spread"]; v["s"] != 1.5 || v["MB-lost"] != 2000 || len(v) != 2 {
+		t.Errorf("got %v", b.values)
+	}
+	for _, bad := range []string{
+		"", strings.Replace(text, "PASS", "FAIL", 1), strings.Replace(text, "#", "//", 1), strings.Replace(text, "$", "", 1),
+		strings.Replace(text, "1.5 s", "1.5", 1), strings.Replace(text, "1.5", "x", 1),
+	} {
+		if b, err := parseBenchmark(bad); err == nil {
+			t.Errorf("%q became %+v", bad, b)
+		}
+	}
+}
+
+// TestFormula writes constants that are easily misread.
+func TestFormula(t *testing.T) {
+	m := cost.Model{Terms: []cost.Term{always, perName, perAdd, perLost}, Consts: []float64{1.5, 2.5e-7, 0, 0.25}}
+	if got, want := formula(m, "s"), "1.50 s + 250 ns · n + 250 ms · lost"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got, want := formula(cost.Model{Terms: m.Terms[:1], Consts: []float64{0}}, "s"), "0"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestFill(t *testing.T) {
+	indented, err := fill("<!-- x -->\n<!-- /x -->\n", map[string]string{"x": "    code\n\n"})
+	if want := "<!-- x -->\n\n    code\n\n<!-- /x -->\n"; err != nil || indented != want {
+		t.Errorf("got %q, %v, want %q", indented, err, want)
+	}
 	const marked = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
 	got, err := fill(marked, map[string]string{"x": "new"})
 	if want := "a\n<!-- x -->\n\nnew\n\n<!-- /x -->\nb\n"; err != nil || got != want {
@@ -114,5 +150,49 @@ func TestDrawn(t *testing.T) {
 		if !strings.Contains(string(b), thousands(ph.adds)+" Adds: ") {
 			t.Errorf("the drawing does not show %d Adds", ph.adds)
 		}
+	}
+}
+
+// TestModels holds that no model is off by more than a factor of two anywhere that was
+// measured, and none of a whole update phase by more than a half.
+func TestModels(t *testing.T) {
+	p, err := readPoints(filepath.Join("..", "testdata"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := fitAll(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	within := func(what string, at cost.Point, measured, model, factor float64) {
+		t.Helper()
+		if !(measured < factor*model && model < factor*measured) {
+			t.Errorf("%s at %+v: measured %g, model %g", what, at, measured, model)
+		}
+	}
+	for what, x := range map[string]struct {
+		model   cost.Model
+		samples []cost.Sample
+	}{
+		"file": {c.file, c.files()}, "audit": {c.audit, c.treeTimes("Audit")}, "rehash": {c.rehash, c.treeTimes("Rehash")}, "apply": {c.apply, c.treeTimes("Apply")},
+		"sound": {c.tookNone, c.repairs("s", 1, "none")}, "all fetched": {c.fetchedAll, c.repairs("MB-fetched", 1e6, "all")}, "all": {c.tookAll, c.repairs("s", 1, "all")},
+		"fetched": {c.fetchedPart, c.repairs("MB-fetched", 1e6, "1%spread", "10%spread")}, "part": {c.tookPart, c.repairs("s", 1, "1%spread", "10%spread")},
+		"segments": {c.segments, c.sent("segments")}, "bytes": {c.octets, c.sent("B-sent")},
+	} {
+		if len(x.samples) < 2 {
+			t.Errorf("%s: %d samples", what, len(x.samples))
+		}
+		for _, s := range x.samples {
+			within(what, s.Point, s.Value, x.model.At(s.Point), 2)
+		}
+	}
+	for _, s := range c.partTimes("") {
+		within("phase", s.Point, s.Value, c.phase(s.Point), 1.5)
+	}
+	for n, b := range c.prove {
+		within("proof", cost.Point{Names: float64(n)}, b.values["Prove"]["B/proof"], cost.ProofBytes(float64(n), treeName, treeValue), 1.1)
+	}
+	for n, res := range c.runs {
+		within("archive's proof", cost.Point{Names: float64(n)}, res.Ops.Proof.Mean(), cost.ProofBytes(float64(n), benchName, benchEntry), 1.1)
 	}
 }
