@@ -179,7 +179,7 @@ func TestModels(t *testing.T) {
 		"fetched": {c.fetchedPart, c.repairs("MB-fetched", 1e6, "1%spread", "10%spread")}, "part": {c.tookPart, c.repairs("s", 1, "1%spread", "10%spread")},
 		"segments": {c.segments, c.sent("segments")}, "bytes": {c.octets, c.sent("B-sent")},
 	} {
-		if len(x.samples) < 2 {
+		if len(x.samples) < 3 {
 			t.Errorf("%s: %d samples", what, len(x.samples))
 		}
 		for _, s := range x.samples {
