@@ -173,6 +173,7 @@ func (c costs) namesText() string {
 		line("proof of an archive's name, B", func(p cost.Point) float64 { return cost.ProofBytes(p.Names, benchName, benchEntry) }),
 		line("file of the tree, GB", func(p cost.Point) float64 { return c.file.At(p) / 1e9 }),
 		line("audit of the tree by one replica, its file in memory, s", c.audit.At),
+		line("rehash of it by one replica, s", c.rehash.At),
 		line("repair of a tree that is gone, s", c.tookAll.At),
 		line(fmt.Sprintf("update phase with %s Adds, four replicas on this machine, s", thousands(compared)), c.phase),
 		line("of which opening: tree rehashed, s", c.phases[bench.PartOpening].At),
