@@ -1,6 +1,13 @@
 // Package archivetest makes archives for tests: replicas with keys, devices and
 // directories, epochs certified without an update phase, and real processes of
-// the program under test.
+// the program under test, also in a network of their own.
+//
+// Its own tests have such processes killed, stopped, lied to and impersonated, take
+// their disks, writes and devices away (TestKills, TestStopped, TestFullDisk,
+// TestEveryWrite, TestSwtpmFaults and others), and break the network between them:
+// TestNetworkFaults cuts it in parts, one way or both, loses packets and slows
+// links. Those that need more than Go skip where it is missing, with the reason,
+// or fail where one of BONAFIDE_REQUIRE_SWTPM, _STRACE, _MOUNT and _NETNS is set.
 package archivetest
 
 import (

@@ -50,6 +50,7 @@ type cluster struct {
 	roster  *archive.Roster
 	writers []ed25519.PrivateKey
 	serve   map[uint32]*archivetest.Process
+	net     *network // that the replicas are in; nil: the loopback of this process
 }
 
 // leapDays is a schedule whose phases do not come in between: those that are
@@ -78,13 +79,23 @@ func newHurried(t testing.TB, n int, mas string, phase time.Duration) *cluster {
 // newScheduled provisions n replicas and starts them.
 func newScheduled(t testing.TB, n int, mas string, schedule archive.Schedule, limits archive.Limits) *cluster {
 	t.Helper()
-	c := &cluster{t: t, dir: t.TempDir(), serve: make(map[uint32]*archivetest.Process)}
-	c.write("config.yaml", []byte("roster: roster.json\nwriter-key: writer.key\n"))
 	port := archivetest.Ports(t, 2*n)
-	var members []archive.Replica
+	var addresses []string
 	for i := range n {
-		out := c.ok("init", "replica", "--dir", c.replicaDir(uint32(i+1)), "--id", fmt.Sprint(i+1),
-			"--address", fmt.Sprintf("127.0.0.1:%d", port+2*i), "--mas", mas)
+		addresses = append(addresses, fmt.Sprintf("127.0.0.1:%d", port+2*i))
+	}
+	return newOn(t, nil, addresses, mas, schedule, limits)
+}
+
+// newOn provisions a replica for each address, in a network that has them, and
+// starts them.
+func newOn(t testing.TB, w *network, addresses []string, mas string, schedule archive.Schedule, limits archive.Limits) *cluster {
+	t.Helper()
+	c := &cluster{t: t, dir: t.TempDir(), serve: make(map[uint32]*archivetest.Process), net: w}
+	c.write("config.yaml", []byte("roster: roster.json\nwriter-key: writer.key\n"))
+	var members []archive.Replica
+	for i, a := range addresses {
+		out := c.ok("init", "replica", "--dir", c.replicaDir(uint32(i+1)), "--id", fmt.Sprint(i+1), "--address", a, "--mas", mas)
 		e, err := archive.ParseEnrolment(out)
 		if err != nil {
 			t.Fatal(err)
@@ -141,7 +152,9 @@ func (c *cluster) write(name string, b []byte) string {
 }
 
 func (c *cluster) start(id uint32) {
-	c.serve[id] = archivetest.Start(c.t, "serve", "--dir", c.replicaDir(id), "--roster", filepath.Join(c.dir, "roster.json"))
+	c.net.at(id, func() {
+		c.serve[id] = archivetest.Start(c.t, "serve", "--dir", c.replicaDir(id), "--roster", filepath.Join(c.dir, "roster.json"))
+	})
 }
 
 // run runs a command of the program as the cluster's user and returns what it

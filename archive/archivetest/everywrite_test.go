@@ -24,7 +24,7 @@ import (
 	"github.com/bonafide-archive/bonafide/archive/wire"
 )
 
-var every = flag.Bool("every", false, "have TestEveryWrite and TestEveryPhaseWrite fail each write of an Add and of an update phase, not some, and TestSwtpmFaults play each fault")
+var every = flag.Bool("every", false, "have TestEveryWrite and TestEveryPhaseWrite fail each write of an Add and of an update phase, not some, and TestSwtpmFaults, TestNetworkFaults and TestNetworkRules play each fault")
 
 // asTracer makes the test binary call trace.
 const asTracer = "BONAFIDE_TEST_AS_TRACER"

@@ -34,3 +34,26 @@ func NeedStrace(t *testing.T) {
 		t.Skipf("strace does not work here (apt install strace; ptrace must be permitted): %v", err)
 	}
 }
+
+// NeedNetns skips a test, or fails it where all must run, if no process can have a
+// network of its own: see Apart.
+func NeedNetns(t testing.TB) {
+	t.Helper()
+	c := exec.Command("sh", "-ec", `
+		ip link add hub type bridge
+		ip link add r1 type veth peer name r2
+		ip link set r1 master hub
+		tc qdisc add dev r1 root tbf rate 1mbit burst 16kb latency 400ms
+		nft add table bridge wall
+		nft add chain bridge wall forward '{ type filter hook forward priority 0 ; }'
+		nft add rule bridge wall forward ip saddr 10.0.0.1 numgen random mod 100 '<' 10 counter drop`)
+	c.SysProcAttr = apart()
+	out, err := c.CombinedOutput()
+	switch {
+	case err == nil:
+	case os.Getenv("BONAFIDE_REQUIRE_NETNS") != "":
+		t.Fatalf("no networks of a test's own, and BONAFIDE_REQUIRE_NETNS is set: %v: %s", err, out)
+	default:
+		t.Skipf("no networks of a test's own (apt install iproute2 nftables; unshare --net must be permitted): %v: %s", err, out)
+	}
+}

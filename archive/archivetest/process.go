@@ -55,9 +55,14 @@ func runTests(m *testing.M) int {
 }
 
 // Build makes the program in dir where this test binary carries the race
-// detector, and otherwise does nothing. Processes with the detector cost ten
+// detector and has not been told by Apart where it is, and otherwise does nothing.
+// Processes with the detector cost ten
 // times as much; what they run is tested under it in one process.
 func Build(dir string) error {
+	if built := os.Getenv(asBuilt); built != "" {
+		program = built
+		return nil
+	}
 	if !RaceDetector {
 		return nil
 	}
