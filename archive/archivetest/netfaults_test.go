@@ -212,6 +212,10 @@ func (c *broken) makeEpoch(e archive.Epoch, well ...uint32) (n int) {
 		if comes(2*time.Second, func() bool { _, ok := c.common(e, well...); return ok }) {
 			return n
 		}
+		for _, id := range well {
+			st, err := c.status(id)
+			c.t.Logf("replica %d after %d phases: %+v, %v", id, n, st, err)
+		}
 	}
 	c.t.Fatalf("replicas %v are not at epoch %d after %d phases", well, e, n-1)
 	return 0
