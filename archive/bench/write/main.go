@@ -39,8 +39,12 @@ func written(dir string) (map[string][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	others, err := otherRuns(filepath.Join(dir, "testdata"))
+	if err != nil {
+		return nil, err
+	}
 	res, files := p.runs[1_000_000], make(map[string][]byte)
-	for name, parts := range map[string]map[string]string{"EVALUATION.md": parts(res), "COST.md": c.parts()} {
+	for name, parts := range map[string]map[string]string{"EVALUATION.md": parts(res, others), "COST.md": c.parts()} {
 		path := filepath.Join(dir, "..", name)
 		text, err := os.ReadFile(path)
 		if err != nil {
@@ -58,6 +62,23 @@ func written(dir string) (map[string][]byte, error) {
 		}
 	}
 	return files, nil
+}
+
+// otherRuns are the results beside the run of a million names, in the order of their
+// files.
+func otherRuns(dir string) (all []bench.Result, err error) {
+	paths, err := filepath.Glob(filepath.Join(dir, "other-*.json")) // sorted
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range paths {
+		res, err := stored(path)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, res)
+	}
+	return all, nil
 }
 
 // stored is a result as bench --json printed it.

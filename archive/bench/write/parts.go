@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/bonafide-archive/bonafide/archive/bench"
 )
@@ -22,10 +23,16 @@ func fill(text string, parts map[string]string) (string, error) {
 	return text, nil
 }
 
-// parts are the parts of the text that a result fills.
-func parts(res bench.Result) map[string]string {
+// parts are the parts of the text that results fill: the run of a million names, and
+// others.
+func parts(res bench.Result, others []bench.Result) map[string]string {
+	var all []string
+	for _, o := range others {
+		all = append(all, run(o))
+	}
 	return map[string]string{
 		"run":          run(res),
+		"others":       strings.Join(all, "\n"),
 		"talk":         talk(res),
 		"aims":         aims(res),
 		"availability": availability(res),
@@ -35,7 +42,8 @@ func parts(res bench.Result) map[string]string {
 // run is what a terminal showed, with command, date and duration.
 func run(res bench.Result) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, %.0f minutes:\n\n", res.Date.Format("2006-01-02"), res.Took/60)
+	took := time.Duration(res.Took) * time.Second
+	fmt.Fprintf(&b, "%s, %s:\n\n", res.Date.Format("2006-01-02"), strings.Replace(took.String(), "m", " min ", 1))
 	for line := range strings.Lines(res.Command + "\n\n" + res.Text()) {
 		if strings.TrimSpace(line) != "" {
 			line = "    " + line
