@@ -95,8 +95,11 @@ type walk struct {
 }
 
 // final says whether another replica could not make err good.
-func (w *walk) final(err error) bool {
-	return w.told != nil || errors.Is(err, ErrIntegrity) || errors.Is(err, archive.ErrFormat)
+func (w *walk) final(err error) bool { return w.told != nil || noAccident(err) }
+
+// noAccident says whether err is of what no replica has by accident.
+func noAccident(err error) bool {
+	return errors.Is(err, ErrIntegrity) || errors.Is(err, archive.ErrFormat)
 }
 
 // with walks on with one replica, from where the chain is.
@@ -136,11 +139,12 @@ type attested struct {
 	err error
 }
 
-// begin returns what the first replica that answers attests.
+// begin returns what the first replica that answers attests. Others that were asked
+// may still be at it when the walk goes on, of which they touch nothing.
 func (w *walk) begin(ctx context.Context, rs []*replica) (attested, *replica, error) {
 	return first(ctx, rs, func(ctx context.Context, r *replica) (attested, error) {
 		rec, err := w.attested(ctx, r)
-		if err != nil && !w.final(err) {
+		if err != nil && !noAccident(err) {
 			return attested{}, inTime(err, w.c.Timeout)
 		}
 		return attested{rec, err}, nil

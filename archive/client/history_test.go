@@ -153,7 +153,8 @@ func TestHistoryHostile(t *testing.T) {
 	}
 }
 
-// Replicas that are there and do not answer cost no timeout each.
+// Replicas that are there and do not answer cost no timeout each, and do not meddle
+// with the walk that goes on without them.
 func TestHistoryPastTheStopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, "", "first")
@@ -163,6 +164,10 @@ func TestHistoryPastTheStopped(t *testing.T) {
 				t.Errorf("%+v, %v", h, err)
 			}
 		})
+		stop := errors.New("enough")
+		if _, err := b.Client.History(t.Context(), HistoryOptions{Step: func(Step) error { return stop }}); !errors.Is(err, stop) {
+			t.Errorf("a step that fails: %v", err)
+		}
 		b.stop(4)
 		within(t, b.Client.Timeout+4*hedge, func() {
 			var none *NoQuorumError
