@@ -96,6 +96,7 @@ type Client struct {
 	replicas []*replica
 	places   chan struct{} // for groups of an Add
 	slabs    slabs         // for contents that they read
+	telling  sync.Mutex    // held by one call of Progress
 
 	mu    sync.Mutex
 	order []*replica // quickest last answer first
@@ -148,11 +149,6 @@ func (c *Config) setDefaults() {
 		r, o := c.Roster, wire.Options{Timeout: min(c.Timeout, 5*time.Second)}
 		c.Dial = func(m archive.Replica) Peer { return wire.NewClient(m, r, o) }
 	}
-	if c.Progress != nil {
-		var mu sync.Mutex
-		tell := c.Progress
-		c.Progress = func(p Progress) { mu.Lock(); defer mu.Unlock(); tell(p) }
-	}
 }
 
 // Close gives up all connections.
@@ -163,9 +159,12 @@ func (c *Client) Close() {
 }
 
 func (c *Client) tell(p Progress) {
-	if c.Progress != nil {
-		c.Progress(p)
+	if c.Progress == nil {
+		return
 	}
+	c.telling.Lock()
+	defer c.telling.Unlock()
+	c.Progress(p)
 }
 
 // nonce draws a fresh one.
