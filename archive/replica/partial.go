@@ -98,7 +98,7 @@ func (s *service) partialPath(k partialKey) string {
 // openPartials charges what interrupted uploads have left.
 func (s *service) openPartials() error {
 	s.partials.busy = make(map[partialKey]chan struct{})
-	if err := os.MkdirAll(filepath.Join(s.store.dir, partialDir), 0o700); err != nil {
+	if err := s.store.root().Mkdir(filepath.Join(s.store.dir, partialDir)); err != nil {
 		return full(err)
 	}
 	for _, p := range s.keptPartials() {

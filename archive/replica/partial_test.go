@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/archivetest"
 	"github.com/bonafide-archive/bonafide/archive/wire"
@@ -216,5 +218,29 @@ func TestPartialKey(t *testing.T) {
 		if _, err := parsePartialKey(bad); err == nil {
 			t.Errorf("%q is taken", bad)
 		}
+	}
+}
+
+// Nothing that lies where the directory of interrupted uploads belongs keeps the
+// service from starting.
+func TestPartialsMadeAnew(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, files("a", 1))
+	r := a.Replicas[0]
+	dir := filepath.Join(r.Dir, "store", partialDir)
+	for name, put := range map[string]func() error{
+		"a file":            func() error { return os.WriteFile(dir, []byte("x"), 0o600) },
+		"a pipe":            func() error { return unix.Mkfifo(dir, 0o600) },
+		"a link to itself":  func() error { return os.Symlink(dir, dir) },
+		"a link to nowhere": func() error { return os.Symlink(filepath.Join(dir, "none"), dir) },
+	} {
+		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(filepath.Dir(dir), 0o700), put()); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		s := startService(t, a, r)
+		if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
+			t.Errorf("%s: not made anew: %v", name, err)
+		}
+		s.stop()
 	}
 }

@@ -87,7 +87,7 @@ func newService(ctx context.Context, c Config) (*service, error) {
 	}
 	pending, err := store.Pending()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, store.Close())
 	}
 	s := &service{
 		Config: c, archive: c.Roster.ID(), statement: st, store: store, pending: pending, peers: c.peers(nil),
@@ -103,7 +103,11 @@ func newService(ctx context.Context, c Config) (*service, error) {
 	if pending.damage != nil {
 		s.Log.Warn("the pending buffer was damaged; kept what could be read of it", "names", pending.Total().Names, "because", pending.damage)
 	}
-	return s, errors.Join(store.ClearTemp(), s.openPartials())
+	if err := errors.Join(store.ClearTemp(), s.openPartials()); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
 }
 
 // whyNone returns why there is no tree to answer from at the start.

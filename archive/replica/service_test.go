@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/archivetest"
 	"github.com/bonafide-archive/bonafide/archive/wire"
@@ -75,6 +77,23 @@ func startService(t testing.TB, a *archivetest.Archive, r *archivetest.Replica, 
 		return err == nil && !strings.Contains(st.Note, "being checked")
 	})
 	return s
+}
+
+// A service that cannot start gives up what it has opened: the next one finds the
+// store free.
+func TestServeLetsGo(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	a.Certify(t, files("a", 1))
+	r := a.Replicas[0]
+	stuck := filepath.Join(r.Dir, "store", tmpDir, "stuck")
+	archivetest.SmallDisk(t, stuck, 1<<20)
+	if err := Serve(t.Context(), serviceConfig(t, a, r)); !errors.Is(err, unix.EBUSY) {
+		t.Fatalf("with a file that cannot be removed: %v, want %v", err, unix.EBUSY)
+	}
+	if err := unix.Unmount(stuck, 0); err != nil {
+		t.Fatal(err)
+	}
+	startService(t, a, r)
 }
 
 // waitFor waits until ok.
