@@ -51,7 +51,7 @@ func (r Root) Put(path string, write func(*os.File) error) (err error) {
 // Temp makes a file that ClearTemp removes, unless it is moved.
 func (r Root) Temp() (*os.File, error) {
 	tmp := filepath.Join(string(r), tmpDir)
-	if err := os.MkdirAll(tmp, 0o700); err != nil {
+	if err := r.Mkdir(tmp); err != nil {
 		return nil, err
 	}
 	return os.CreateTemp(tmp, "put-")

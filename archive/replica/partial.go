@@ -226,7 +226,7 @@ func (s *service) keepLarge(ctx context.Context, in *incoming, body io.Reader) e
 // on from.
 func (s *service) openIncoming(k partialKey, up archive.Upload, from uint64) (*incoming, error) {
 	path := s.partialPath(k)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), evict(path)); err != nil {
+	if err := errors.Join(s.store.root().Mkdir(filepath.Dir(path)), evict(path)); err != nil {
 		return nil, full(err)
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)

@@ -12,6 +12,7 @@ import (
 	"strconv"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/disk"
 	"github.com/bonafide-archive/bonafide/consensus"
 )
 
@@ -20,6 +21,8 @@ import (
 // for each epoch and tick. Between phases it may have been anybody's: what is
 // read from an earlier one is believed by digest or attestation only.
 type phaseDir string
+
+func (d phaseDir) store() disk.Root { return disk.Root(filepath.Dir(string(d))) }
 
 func (d phaseDir) pieces() string { return filepath.Join(string(d), "pieces") }
 
@@ -57,7 +60,7 @@ func (d phaseDir) putPiece(b []byte) error {
 	if _, err := d.piece(consensus.Piece{Digest: digest, Size: uint32(len(b))}); err == nil {
 		return nil
 	}
-	if err := os.MkdirAll(d.pieces(), 0o700); err != nil {
+	if err := d.store().Mkdir(d.pieces()); err != nil {
 		return err
 	}
 	return writeDurably(d.piecePath(digest), b)
@@ -118,15 +121,21 @@ const (
 
 func (d tickDir) engine() string { return filepath.Join(string(d), "engine") }
 
-// begin empties the directory for an attempt joined in this boot.
+// begin empties the directory for an attempt joined in this boot. What may lie in
+// the way, there or above, is removed.
 func (d tickDir) begin(boot string) error {
+	epoch := filepath.Dir(string(d))
+	store := phaseDir(filepath.Dir(epoch)).store()
+	if err := store.Mkdir(epoch); err != nil {
+		return err
+	}
 	if err := os.RemoveAll(string(d)); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
+	if err := store.Mkdir(string(d)); err != nil {
 		return err
 	}
-	return errors.Join(d.write(fileBoot, []byte(boot)), syncDirs(string(d), 3))
+	return d.write(fileBoot, []byte(boot))
 }
 
 func (d tickDir) write(name string, b []byte) error {
@@ -183,27 +192,15 @@ func writeDurably(path string, b []byte) error {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
+	if err := evict(path); err != nil {
+		return err
+	}
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	if err := syncDirs(filepath.Dir(path), 1); err != nil {
+	if err := syncDir(filepath.Dir(path)); err != nil {
 		os.Remove(path) // what is there to see would pass for durable
 		return err
-	}
-	return nil
-}
-
-// syncDirs makes the entries of dir durable, and of n-1 directories above it.
-func syncDirs(dir string, n int) error {
-	for ; n > 0; n-- {
-		d, err := os.Open(dir)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(d.Sync(), d.Close()); err != nil {
-			return err
-		}
-		dir = filepath.Dir(dir)
 	}
 	return nil
 }

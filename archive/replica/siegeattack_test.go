@@ -16,9 +16,11 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/archivetest"
+	"github.com/bonafide-archive/bonafide/consensus"
 	"github.com/bonafide-archive/bonafide/trust"
 )
 
@@ -79,6 +81,21 @@ var attacks = []attack{
 	{name: "pending: an older one", few: true, do: restore(pendingFile)},
 	{name: "pending: a stranger's Adds", do: strangersAdds},
 	{name: "pending: all that was ever added, once more", do: allAgain},
+	{name: "wrong kind: of the phase's directories", do: misplace(func(e archive.Epoch) []string {
+		d := phaseDir("phase")
+		return []string{string(d), d.pieces(), d.epoch(e), string(d.tick(e, 1)), string(d.tick(e, 2))}
+	})},
+	{name: "wrong kind: of pieces to come", do: misplacePieces},
+	{name: "wrong kind: of the other directories", do: misplace(func(archive.Epoch) []string {
+		return []string{historyDir, tmpDir, partialDir}
+	})},
+	{name: "wrong kind: of files", do: misplace(func(e archive.Epoch) []string {
+		next := filepath.Base((&Store{}).historyPath(e, recordSuffix))
+		return []string{treeFile, treeFile + ".new", pendingFile + ".new", pendingFile + ".lock", filepath.Join(historyDir, next)}
+	})},
+	{name: "wrong kind: of contents and pending Adds", few: true, do: misplace(func(archive.Epoch) []string {
+		return []string{contentDir, pendingFile}
+	})},
 	{name: "store: deleted", few: true, do: func(_ *attacker, _ uint32, store string) error { return os.RemoveAll(store) }},
 	{name: "store: an older one, but for pending Adds", do: func(a *attacker, id uint32, store string) error {
 		var err error
@@ -301,6 +318,49 @@ func editPhase(a *attacker, _ uint32, store string) error {
 	})
 }
 
+// misfits are what may lie where a file or a directory belongs.
+var misfits = []func(path string) error{
+	func(path string) error { return os.MkdirAll(filepath.Join(path, "a", "b"), 0o700) },
+	func(path string) error { return os.WriteFile(path, []byte("a file"), 0o600) },
+	func(path string) error { return unix.Mkfifo(path, 0o600) },
+	func(path string) error { return os.Symlink(path, path) },
+	func(path string) error { return os.Symlink(filepath.Join(path, "nowhere"), path) },
+}
+
+// misplace puts something of any kind in one of the places, which depend on the
+// epoch to come.
+func misplace(places func(archive.Epoch) []string) func(*attacker, uint32, string) error {
+	return func(a *attacker, id uint32, store string) error {
+		all := places(archive.Epoch(a.Replicas[id-1].Statement(a.t).Slots.Epoch) + 1)
+		return a.misplace(filepath.Join(store, all[a.rnd.IntN(len(all))]))
+	}
+}
+
+func (a *attacker) misplace(path string) error {
+	put := misfits[a.rnd.IntN(len(misfits))]
+	return errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.RemoveAll(path), put(path))
+}
+
+// misplacePieces puts something of any kind where each piece of what is pending
+// will lie.
+func misplacePieces(a *attacker, id uint32, store string) error {
+	st, err := OpenStore(store, a.Roster)
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	p, err := st.Pending()
+	if err != nil {
+		return err
+	}
+	var body bytes.Buffer
+	if err := p.Each(func(s archive.Submission) error { return writeSubmission(&body, s.Bytes()) }); err != nil {
+		return err
+	}
+	d := phaseDir(filepath.Join(store, "phase"))
+	return consensus.Split(&body, func(piece []byte) error { return a.misplace(d.piecePath(archive.DigestOf(piece))) })
+}
+
 // strangersAdds puts what no writer has signed among the pending: other values
 // for names that writers have added.
 func strangersAdds(a *attacker, id uint32, store string) error {
@@ -431,6 +491,8 @@ func (a *attacker) printOf(id uint32) (all string) {
 		if err == nil && d.Type().IsRegular() {
 			b, _ := os.ReadFile(path)
 			all += fmt.Sprintln(path, archive.DigestOf(b))
+		} else if err == nil {
+			all += fmt.Sprintln(path, d.Type())
 		}
 		return nil
 	})
