@@ -81,6 +81,13 @@ func (b *board) publish(kind byte, payload []byte) {
 	b.know.update(func() { b.all = append(b.all, item{kind, payload}) })
 }
 
+// size is how many items have been said.
+func (b *board) size() int {
+	b.know.Lock()
+	defer b.know.Unlock()
+	return len(b.all)
+}
+
 // since returns the items from the n-th on, a batch at most; it waits for one
 // until ctx ends.
 func (b *board) since(ctx context.Context, n int) (batch []item) {
@@ -328,6 +335,9 @@ func (p *phase) serveBoard(w http.ResponseWriter, r *http.Request) {
 	after, err := strconv.Atoi(r.FormValue("after"))
 	if err != nil || after < 0 || r.FormValue("run") != p.board.run {
 		after = 0
+	}
+	if from, err := wire.PeerID(r.TLS, p.Roster); err == nil {
+		p.know.update(func() { p.read[from] = after })
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), maxPoll)
 	defer cancel()

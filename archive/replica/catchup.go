@@ -82,13 +82,14 @@ func (p *phase) putRecord(rec archive.EpochRecord, cert archive.Certificate) err
 	return nil
 }
 
-// fetchHistory takes from a peer all records after the newest we hold.
+// fetchHistory takes from a peer all records after the newest we hold, and sees
+// whether it holds that one too.
 func (p *phase) fetchHistory(ctx context.Context, x *peer) error {
 	p.know.update(func() { p.fetching++ })
 	defer p.know.update(func() { p.fetching-- })
 	for {
 		ctx, cancel := context.WithTimeout(ctx, p.Timeout)
-		records, err := x.client.History(ctx, p.newestEpoch()+1, wire.MaxHistory)
+		records, err := x.client.History(ctx, max(p.newestEpoch(), 1), wire.MaxHistory)
 		cancel()
 		if err != nil || len(records) == 0 {
 			return err
@@ -102,6 +103,7 @@ func (p *phase) fetchHistory(ctx context.Context, x *peer) error {
 			if err := p.takeRecord(rec, cert); err != nil {
 				return err
 			}
+			p.know.update(func() { p.holds[x.ID] = max(p.holds[x.ID], rec.Epoch) })
 		}
 		if p.newestEpoch() == before {
 			return nil

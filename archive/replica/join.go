@@ -37,15 +37,16 @@ func (e *TooFewError) Unwrap() error { return ErrTooFew }
 
 // knowledge is what peers have shown, guarded by phase.know.
 type knowledge struct {
-	asked      map[uint32][32]byte // our challenge to each peer
-	challenges map[uint32][32]byte // each peer's challenge to us
-	hellos     map[uint32]hello    // the newest of each, whoever asked for it
-	direct     map[uint32]hello    // the newest that answers our own challenge
-	away       map[uint32]bool     // peers that are not, or no longer, in update mode
-	live       uint64              // the highest tick that a peer has joined on our base, with good reason
-	newest     archive.EpochRecord // the newest epoch we hold a certificate of
-	holds      map[uint32]archive.Epoch
-	fetching   int // histories of peers that are coming in
+	asked      map[uint32][32]byte      // our challenge to each peer
+	challenges map[uint32][32]byte      // each peer's challenge to us
+	hellos     map[uint32]hello         // the newest of each, whoever asked for it
+	direct     map[uint32]hello         // the newest that answers our own challenge
+	away       map[uint32]bool          // peers that are not, or no longer, in update mode
+	live       uint64                   // the highest tick that a peer has joined on our base, with good reason
+	newest     archive.EpochRecord      // the newest epoch we hold a certificate of
+	holds      map[uint32]archive.Epoch // the newest that each peer has shown a certificate of
+	read       map[uint32]int           // how many items of our board each peer has
+	fetching   int                      // histories of peers that are coming in
 	opened     bool
 }
 
@@ -55,6 +56,7 @@ func newKnowledge(c Config) (*knowledge, error) {
 		asked: make(map[uint32][32]byte), challenges: make(map[uint32][32]byte),
 		hellos: make(map[uint32]hello), direct: make(map[uint32]hello),
 		away: make(map[uint32]bool), holds: make(map[uint32]archive.Epoch),
+		read: make(map[uint32]int),
 	}
 	for _, m := range c.Roster.Replicas {
 		var b [32]byte

@@ -253,16 +253,36 @@ func (a *attempt) linger(ctx context.Context, rec archive.EpochRecord, joined []
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, a.Roster.Limits.Linger.Std())
 	defer cancel()
-	err := a.know.wait(ctx, func() (bool, error) {
-		for _, id := range joined {
-			if id != a.ID && a.holds[id] < rec.Epoch {
+	err := a.each(ctx, joined, func(id uint32) bool { return a.holds[id] >= rec.Epoch })
+	a.farewell(ctx, joined)
+	a.step(StepLingered, began, "all", err == nil)
+	if err := a.durable("phase data dropped", func() error { return a.phase.dir.drop(rec.Epoch) }); err != nil {
+		a.log.Warn("remove phase data", "err", err)
+	}
+}
+
+// farewellTime bounds how long a replica that has seen that all others hold the
+// certificate stays for them to see the same of it.
+const farewellTime = time.Second
+
+// farewell gives others the time to read all of our board: who has missed the end
+// of it would linger for us in vain.
+func (a *attempt) farewell(ctx context.Context, joined []uint32) {
+	ctx, cancel := context.WithTimeout(ctx, farewellTime)
+	defer cancel()
+	n := a.board.size()
+	a.each(ctx, joined, func(id uint32) bool { return a.read[id] >= n })
+}
+
+// each waits until ok, called under know, says so of each of the given replicas but
+// this one.
+func (a *attempt) each(ctx context.Context, ids []uint32, ok func(id uint32) bool) error {
+	return a.know.wait(ctx, func() (bool, error) {
+		for _, id := range ids {
+			if id != a.ID && !ok(id) {
 				return false, nil
 			}
 		}
 		return true, nil
 	})
-	a.step(StepLingered, began, "all", err == nil)
-	if err := a.durable("phase data dropped", func() error { return a.phase.dir.drop(rec.Epoch) }); err != nil {
-		a.log.Warn("remove phase data", "err", err)
-	}
 }
