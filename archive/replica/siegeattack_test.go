@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -125,23 +126,31 @@ func (a *attacker) keepCopies() {
 // another.
 func replaceTree(from, to string) error {
 	info, err := os.Lstat(from)
-	if err != nil {
-		return nil
-	}
-	if from == to {
+	if err != nil || from == to || !info.IsDir() && !info.Mode().IsRegular() {
 		return nil
 	}
 	if err := os.RemoveAll(to); err != nil {
 		return err
 	}
 	if info.IsDir() {
-		return os.CopyFS(to, os.DirFS(from))
+		if err := os.CopyFS(to, os.DirFS(from)); !errors.Is(err, fs.ErrInvalid) { // up to a pipe
+			return err
+		}
+		return nil
 	}
-	b, err := os.ReadFile(from)
+	b, err := fileAt(from)
 	if err != nil {
 		return err
 	}
 	return errors.Join(os.MkdirAll(filepath.Dir(to), 0o700), os.WriteFile(to, b, 0o600))
+}
+
+// fileAt reads a file; not a pipe, which would keep the attacker waiting.
+func fileAt(path string) ([]byte, error) {
+	if err := checkRegular(path); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
 }
 
 func remove(part string) func(*attacker, uint32, string) error {
@@ -163,7 +172,7 @@ func restore(part string) func(*attacker, uint32, string) error {
 func edit(part string) func(*attacker, uint32, string) error {
 	return func(a *attacker, _ uint32, store string) error {
 		path := filepath.Join(store, part)
-		b, err := os.ReadFile(path)
+		b, err := fileAt(path)
 		if err != nil || len(b) == 0 {
 			return nil
 		}
@@ -175,7 +184,7 @@ func edit(part string) func(*attacker, uint32, string) error {
 }
 
 func flipOne(a *attacker, path string) error {
-	b, err := os.ReadFile(path)
+	b, err := fileAt(path)
 	if err != nil || len(b) == 0 {
 		return err
 	}
@@ -187,7 +196,7 @@ func flipOne(a *attacker, path string) error {
 func inTree(change func(b *bbolt.Bucket, k, v []byte) error) func(*attacker, uint32, string) error {
 	return func(a *attacker, _ uint32, store string) error {
 		path := filepath.Join(store, treeFile)
-		if _, err := os.Stat(path); err != nil {
+		if checkRegular(path) != nil {
 			return nil
 		}
 		return guard(func() error {
@@ -222,7 +231,7 @@ func inTree(change func(b *bbolt.Bucket, k, v []byte) error) func(*attacker, uin
 // branchPage changes a byte of a branch page, or of any if there is none.
 func branchPage(a *attacker, id uint32, store string) error {
 	path := filepath.Join(store, treeFile)
-	b, err := os.ReadFile(path)
+	b, err := fileAt(path)
 	if err != nil {
 		return nil
 	}
@@ -243,7 +252,7 @@ func branchPage(a *attacker, id uint32, store string) error {
 // astray makes all searches in the tree end at its first rows. A walk finds all.
 func astray(_ *attacker, _ uint32, store string) error {
 	path := filepath.Join(store, treeFile)
-	b, err := os.ReadFile(path)
+	b, err := fileAt(path)
 	if err != nil {
 		return nil
 	}
