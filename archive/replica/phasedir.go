@@ -125,7 +125,8 @@ func (d tickDir) engine() string { return filepath.Join(string(d), "engine") }
 // the way, there or above, is removed.
 func (d tickDir) begin(boot string) error {
 	epoch := filepath.Dir(string(d))
-	store := phaseDir(filepath.Dir(epoch)).store()
+	phase := phaseDir(filepath.Dir(epoch))
+	store := phase.store()
 	if err := store.Mkdir(epoch); err != nil {
 		return err
 	}
@@ -135,7 +136,8 @@ func (d tickDir) begin(boot string) error {
 	if err := store.Mkdir(string(d)); err != nil {
 		return err
 	}
-	return d.write(fileBoot, []byte(boot))
+	// Both may be there already and not be durable: who made them may have died.
+	return errors.Join(d.write(fileBoot, []byte(boot)), syncDir(string(phase)), syncDir(string(store)))
 }
 
 func (d tickDir) write(name string, b []byte) error {
