@@ -113,7 +113,8 @@ func (p *phase) fetchHistory(ctx context.Context, x *peer) error {
 
 // catchUp brings tree and device to the newest epoch that we hold a certificate
 // of: the tree by digest, then the head, upward only, then the counter. It tries
-// until ctx ends, or a newer epoch is there to try.
+// until ctx ends, or a newer epoch is there to try. One whose tree nobody gives it
+// sets aside.
 func (p *phase) catchUp(ctx context.Context) error {
 	began := time.Now()
 	for wait := retryPause; ; wait = min(2*wait, maxRepairPause) {
@@ -131,10 +132,27 @@ func (p *phase) catchUp(ctx context.Context) error {
 			return fmt.Errorf("catch up to epoch %d: %w", target.Epoch, err)
 		}
 		p.log.Info("cannot repair the tree yet", "epoch", target.Epoch, "err", err)
+		if time.Since(began) > p.Roster.Limits.Join.Std()/4 && p.setAside(target) {
+			continue
+		}
 		if p.awaitNewer(ctx, target.Epoch, wait); ctx.Err() != nil {
 			return fmt.Errorf("catch up to epoch %d: %w", target.Epoch, errors.Join(err, ctx.Err()))
 		}
 	}
+}
+
+// setAside forgets the epoch after that of our head, though we hold its certificate,
+// and says whether it did. All who had its tree may have lost it; then those who
+// committed its record, but have not seen the certificate, must certify it once more,
+// and may need us for that. An epoch that we are to end the phase with stays.
+func (p *phase) setAside(rec archive.EpochRecord) bool {
+	held, ok := p.named()
+	if !ok || p.last || held.Epoch+1 != rec.Epoch || p.statement.Counter > uint64(held.Epoch) {
+		return false
+	}
+	p.log.Warn("nobody gives the tree of this epoch; helping to certify it once more", "epoch", rec.Epoch)
+	p.know.update(func() { p.newest = held })
+	return true
 }
 
 // newestSoon returns the newest epoch that we hold a certificate of. While peers
