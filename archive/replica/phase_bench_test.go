@@ -127,14 +127,16 @@ func sentSoFar(b *testing.B, file, proto, name string) uint64 {
 
 // fill buffers Adds of new names at all replicas, a thousand in a submission.
 func (c *timed) fill(adds int) {
+	var subs []archive.Submission
 	for ; adds > 0; adds -= 1000 {
 		files := make(map[archive.Name][]byte)
 		for range min(adds, 1000) {
 			files[archive.Name(fmt.Sprintf("new/%07d", c.made))] = nil
 			c.made++
 		}
-		c.add(c.Submission(time.Now(), files), c.all()...)
+		subs = append(subs, c.Submission(time.Now(), files))
 	}
+	c.addAll(subs, c.all()...)
 }
 
 // update runs the update processes of the given replicas.

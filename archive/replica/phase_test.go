@@ -177,13 +177,20 @@ func (c *cluster) holds(id uint32, e archive.Epoch) archive.EpochRecord {
 // add puts a submission into the pending buffers of the given replicas.
 func (c *cluster) add(s archive.Submission, ids ...uint32) {
 	c.t.Helper()
+	c.addAll([]archive.Submission{s}, ids...)
+}
+
+func (c *cluster) addAll(all []archive.Submission, ids ...uint32) {
+	c.t.Helper()
 	for _, id := range ids {
 		c.withStore(id, func(st *Store) error {
 			p, err := st.Pending()
-			if err != nil {
-				return err
+			for _, s := range all {
+				if err == nil {
+					err = p.Put(s)
+				}
 			}
-			return p.Put(s)
+			return err
 		})
 	}
 }

@@ -44,7 +44,7 @@ func written(dir string) (map[string][]byte, error) {
 		return nil, err
 	}
 	res, files := p.runs[1_000_000], make(map[string][]byte)
-	for name, parts := range map[string]map[string]string{"EVALUATION.md": parts(res, others), "COST.md": c.parts()} {
+	for name, parts := range map[string]map[string]string{"EVALUATION.md": parts(res, others, p.alone), "COST.md": c.parts()} {
 		path := filepath.Join(dir, "..", name)
 		text, err := os.ReadFile(path)
 		if err != nil {

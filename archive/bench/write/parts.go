@@ -1,7 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,9 +26,9 @@ func fill(text string, parts map[string]string) (string, error) {
 	return text, nil
 }
 
-// parts are the parts of the text that results fill: the run of a million names, and
-// others.
-func parts(res bench.Result, others []bench.Result) map[string]string {
+// parts are the parts of the text that results fill: the run of a million names,
+// others, and update phases alone.
+func parts(res bench.Result, others []bench.Result, alone benchmark) map[string]string {
 	var all []string
 	for _, o := range others {
 		all = append(all, run(o))
@@ -33,6 +36,7 @@ func parts(res bench.Result, others []bench.Result) map[string]string {
 	return map[string]string{
 		"run":          run(res),
 		"others":       strings.Join(all, "\n"),
+		"phases":       phasesAlone(alone),
 		"talk":         talk(res),
 		"aims":         aims(res),
 		"availability": availability(res),
@@ -156,6 +160,38 @@ func availability(res bench.Result) string {
 		rows = append(rows, row(fmt.Sprintf("%s Adds, and a reboot of %.1f s", thousands(ph.adds), talkBoot), ph.seconds+talkBoot))
 	}
 	return markdown(append(rows, row("2009, computed from the talk", talkPhase))...)
+}
+
+// phasesAlone is a table of update phases that were measured by themselves, without
+// devices, services and processes that start and stop.
+func phasesAlone(b benchmark) string {
+	rows := [][]string{{"N", "Adds", "wall, s", "processor of a replica, s"}}
+	units := []string{"s", "s-cpu/replica"}
+	for _, part := range []string{"open", "join", "vouch", "agree", "apply", "votes", "store", "linger"} {
+		rows[0], units = append(rows[0], part), append(units, "s-"+part)
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(b.values), bySize) {
+		n, adds := sizeOf(k)
+		row := []string{fmt.Sprint(n), thousands(adds)}
+		for _, u := range units {
+			row = append(row, fmt.Sprintf("%.2f", b.values[k][u]))
+		}
+		rows = append(rows, row)
+	}
+	return b.date + ":\n\n    " + b.command + "\n\n" + markdown(rows...)
+}
+
+// sizeOf are the numbers of replicas and Adds that a benchmark of the update phase
+// names.
+func sizeOf(name string) (replicas, adds int) {
+	fmt.Sscanf(name, "Phase/N=%d/adds=%d", &replicas, &adds)
+	return replicas, adds
+}
+
+func bySize(a, b string) int {
+	an, aa := sizeOf(a)
+	bn, ba := sizeOf(b)
+	return cmp.Or(cmp.Compare(an, bn), cmp.Compare(aa, ba))
 }
 
 // thousands writes a number as the text does, 25,000.

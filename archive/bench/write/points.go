@@ -71,7 +71,7 @@ const fitted = 2_000_000
 // points are all that was measured. Of a size that was not, there is nothing.
 type points struct {
 	prove, tree, repair map[int]benchmark
-	messages            benchmark
+	messages, alone     benchmark // alone: update phases by themselves
 	runs                map[int]bench.Result
 }
 
@@ -86,6 +86,9 @@ func readPoints(dir string) (p points, err error) {
 		}
 	}
 	if p.messages, err = readBenchmark(filepath.Join(dir, "messages.txt")); err != nil {
+		return p, err
+	}
+	if p.alone, err = readBenchmark(filepath.Join(dir, "phases.txt")); err != nil {
 		return p, err
 	}
 	for _, n := range sizes {
