@@ -82,14 +82,14 @@ func (p *phase) putRecord(rec archive.EpochRecord, cert archive.Certificate) err
 	return nil
 }
 
-// fetchHistory takes from a peer all records after the newest we hold, and sees
-// whether it holds that one too.
+// fetchHistory takes from a peer all records after the newest we hold; that one too
+// while we linger for the peer to hold it.
 func (p *phase) fetchHistory(ctx context.Context, x *peer) error {
 	p.know.update(func() { p.fetching++ })
 	defer p.know.update(func() { p.fetching-- })
 	for {
 		ctx, cancel := context.WithTimeout(ctx, p.Timeout)
-		records, err := x.client.History(ctx, max(p.newestEpoch(), 1), wire.MaxHistory)
+		records, err := x.client.History(ctx, p.historyFrom(x.ID), wire.MaxHistory)
 		cancel()
 		if err != nil || len(records) == 0 {
 			return err
@@ -109,6 +109,16 @@ func (p *phase) fetchHistory(ctx context.Context, x *peer) error {
 			return nil
 		}
 	}
+}
+
+// historyFrom is the first epoch of which a peer is to show the record.
+func (p *phase) historyFrom(id uint32) archive.Epoch {
+	p.know.Lock()
+	defer p.know.Unlock()
+	if p.lingering && p.holds[id] < p.newest.Epoch {
+		return p.newest.Epoch
+	}
+	return p.newest.Epoch + 1
 }
 
 // catchUp brings tree and device to the newest epoch that we hold a certificate

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"encoding/binary"
@@ -48,6 +49,7 @@ type knowledge struct {
 	read       map[uint32]int           // how many items of our board each peer has
 	fetching   int                      // histories of peers that are coming in
 	opened     bool
+	lingering  bool
 }
 
 // newKnowledge draws a challenge for each peer.
@@ -95,10 +97,11 @@ func parseHello(b []byte) (h hello, err error) {
 	return h, nil
 }
 
-// newerThan orders the hellos of one replica by what its slots have come to.
+// newerThan orders the hellos of one replica by what its device has come to: the
+// head, then the counter, then a tick on top of them.
 func (h hello) newerThan(o hello) bool {
-	a, b := h.statement.Slots, o.statement.Slots
-	return a.Epoch > b.Epoch || a.Epoch == b.Epoch && a.Tick > b.Tick
+	a, b := h.statement, o.statement
+	return cmp.Or(cmp.Compare(a.Slots.Epoch, b.Slots.Epoch), cmp.Compare(a.Counter, b.Counter), cmp.Compare(a.Slots.Tick, b.Slots.Tick)) > 0
 }
 
 // greet shows a peer our challenge and takes its answer.
@@ -434,7 +437,8 @@ func (p *phase) takeBase(ctx context.Context, x *peer, b []byte) error {
 	}
 	epoch := binary.BigEndian.Uint64(b)
 	p.know.Lock()
-	stale := p.direct[x.ID].statement.Slots.Epoch != epoch
+	had := p.direct[x.ID].statement // perhaps of a moment between the head's and the counter's
+	stale := had.Slots.Epoch != epoch || had.Counter != epoch
 	p.know.Unlock()
 	if stale {
 		if err := p.greet(ctx, x); err != nil {

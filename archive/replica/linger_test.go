@@ -46,6 +46,7 @@ func TestHistoryShowsWhoHolds(t *testing.T) {
 		if err := p.open(ctx); err != nil {
 			return Outcome{}, err
 		}
+		p.lingering = true
 		x := p.peers[slices.IndexFunc(p.peers, func(x *peer) bool { return x.ID == 2 })]
 		err := p.fetchHistory(ctx, x)
 		if p.holds[2] != 1 || p.newest.Epoch != 1 {

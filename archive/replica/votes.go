@@ -253,6 +253,7 @@ func (a *attempt) linger(ctx context.Context, rec archive.EpochRecord, joined []
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, a.Roster.Limits.Linger.Std())
 	defer cancel()
+	a.know.update(func() { a.lingering = true })
 	err := a.each(ctx, joined, func(id uint32) bool { return a.holds[id] >= rec.Epoch })
 	a.farewell(ctx, joined)
 	a.step(StepLingered, began, "all", err == nil)
