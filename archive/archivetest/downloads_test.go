@@ -31,7 +31,9 @@ func TestDownloadKilled(t *testing.T) {
 	if err := os.Mkdir(filepath.Dir(target), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range []int{1, 4, 6} { // each goes on where the one before was killed
+	// Each goes on where the one before was killed, in the n-th write of one of its
+	// threads: of some fifteen, one gets so far with 40 blocks.
+	for _, n := range []int{1, 3, 3} {
 		if _, status := c.traced(fmt.Sprintf("inject=pwrite64:signal=KILL:when=%d", n), "get", "large", "-o", target); status != -1 {
 			t.Fatalf("not killed at block %d: status %d", n, status)
 		}
