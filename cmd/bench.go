@@ -119,7 +119,10 @@ func (w benchWish) check() error {
 // trial is the archive to measure: one with the limits of a real one, whose update
 // phases come when they are asked for.
 func (w benchWish) trial(pending uint64) trialWish {
-	return trialWish{replicas: w.replicas, every: seldom, mas: w.mas, limits: archive.DefaultLimits(), names: pending}
+	return trialWish{
+		replicas: w.replicas, every: seldom, mas: w.mas, limits: archive.DefaultLimits(), names: pending,
+		listen: passingPorts(2 * w.replicas),
+	}
 }
 
 // benched is an archive that is measured.

@@ -313,6 +313,13 @@ func period(s archive.Schedule) time.Duration {
 	return shortest
 }
 
+// passingPorts are free ports for an archive that is thrown away. Each process looks
+// from another port on, so that two of them, or one and a trial, that start at the same
+// moment do not both take what was free.
+func passingPorts(n int) string {
+	return freePorts(trialHost, trialPort+100*(1+os.Getpid()%24), n)
+}
+
 // freePorts returns the first address of n neighbouring ports that nobody
 // listens on now, looking from the first port on.
 func freePorts(host string, first, n int) string {
