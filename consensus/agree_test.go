@@ -25,6 +25,8 @@ import (
 	"testing"
 	"time"
 
+	cmted25519 "github.com/cometbft/cometbft/crypto/ed25519"
+	"github.com/cometbft/cometbft/p2p/conn"
 	"go.uber.org/goleak"
 )
 
@@ -548,7 +550,7 @@ func TestIntruder(t *testing.T) {
 	members := []*process{c.start(1), c.start(2)}
 	spy := c.roles[3].config()
 	spy.Key, spy.Log = testKey(99), slog.New(slog.DiscardHandler)
-	e := startEngine(t, spy)
+	e, _ := startEngine(t, spy)
 	for _, m := range spy.Members[:2] {
 		knock(t, e, m)
 		garbage(t, m.Address)
@@ -565,22 +567,51 @@ func TestIntruder(t *testing.T) {
 	}
 }
 
-func startEngine(t *testing.T, c Config) *engine {
+func startEngine(t *testing.T, c Config) (e *engine, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	j, err := openJournal(c.Dir, c.Instance)
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := newEngine(ctx, c, j)
+	e, err = newEngine(ctx, c, j)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := e.start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cancel(); e.stop() })
-	return e
+	stop = sync.OnceFunc(func() { cancel(); e.stop() })
+	t.Cleanup(stop)
+	return e, stop
+}
+
+// A dial that outlives its engine ends without the key, which is cleared by then
+// here as it is in a phase, and proves nothing to the other side.
+func TestDialAfterStop(t *testing.T) {
+	conf := newCluster(t, 2).roles[1].config()
+	conf.Log = slog.New(slog.DiscardHandler)
+	l, err := net.Listen("tcp", conf.Members[0].Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	e, stop := startEngine(t, conf)
+	stop()
+	clear(conf.Key)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if _, err := conn.MakeSecretConnection(c, cmted25519.PrivKey(testKey(1))); err == nil {
+				t.Error("the dialler proved a key that is gone")
+			}
+			c.Close()
+		}
+	}()
+	knock(t, e, conf.Members[0])
 }
 
 // knock dials m until it has been let in or turned away ten times.

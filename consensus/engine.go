@@ -24,6 +24,7 @@ import (
 // no database: what must survive a kill is in the journal.
 type engine struct {
 	config  Config
+	key     *key
 	bus     *types.EventBus
 	machine *cmt.State
 	reactor *cmt.Reactor
@@ -42,18 +43,18 @@ func newEngine(ctx context.Context, c Config, j *journal) (*engine, error) {
 		return nil, err
 	}
 	log := chatter{log: c.Log}
-	e := &engine{config: c, bus: types.NewEventBus(), halted: make(chan struct{})}
+	e := &engine{config: c, key: newKey(c.Key), bus: types.NewEventBus(), halted: make(chan struct{})}
 	e.blocks = &blocks{BlockStore: store.NewBlockStore(dbm.NewMemDB()), journal: j, decided: make(chan []byte, 1)}
 	executor := state.NewBlockExecutor(states, log, &app{ctx: ctx, config: c},
 		&mempool.NopMempool{}, state.EmptyEvidencePool{}, e.blocks)
 	e.machine = cmt.NewState(c.consensus(j), genesis, executor, e.blocks, &mempool.NopMempool{}, state.EmptyEvidencePool{})
 	e.machine.SetLogger(log)
-	e.machine.SetPrivValidator(j.validator(ed25519.PrivKey(c.Key)))
+	e.machine.SetPrivValidator(j.validator(e.key))
 	e.reactor = cmt.NewReactor(e.machine, false)
 	e.reactor.SetLogger(log)
 	e.reactor.SetEventBus(e.bus)
 	e.bus.SetLogger(log)
-	e.network = newNetwork(c, e.reactor)
+	e.network = newNetwork(c, e.key, e.reactor)
 	return e, nil
 }
 
@@ -159,8 +160,10 @@ func (e *engine) linger(ctx context.Context) {
 	}
 }
 
-// stop ends the engine. One that would not end is left behind, with a warning.
+// stop ends the engine. One that would not end is left behind, with a warning,
+// and without its key.
 func (e *engine) stop() {
+	defer e.key.forget()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -12,7 +12,7 @@ import (
 	"slices"
 
 	cmt "github.com/cometbft/cometbft/consensus"
-	"github.com/cometbft/cometbft/crypto/ed25519"
+	"github.com/cometbft/cometbft/crypto"
 	cmtjson "github.com/cometbft/cometbft/libs/json"
 	"github.com/cometbft/cometbft/privval"
 )
@@ -209,7 +209,7 @@ func syncDir(dir string) error {
 // validator signs with key by the engine's own rules against contradicting
 // oneself, starting from the last vote in the journal. The key is never written:
 // only the last vote is, before the signature leaves.
-func (j *journal) validator(key ed25519.PrivKey) *privval.FilePV {
+func (j *journal) validator(key crypto.PrivKey) *privval.FilePV {
 	pv := privval.NewFilePV(key, "", j.path("votes"))
 	s := &pv.LastSignState
 	s.Height, s.Round, s.Step = j.last.Height, j.last.Round, j.last.Step

@@ -22,9 +22,9 @@ type network struct {
 	listening bool
 }
 
-func newNetwork(c Config, reactor *cmt.Reactor) *network {
+func newNetwork(c Config, private *key, reactor *cmt.Reactor) *network {
 	settings := p2pConfig()
-	key := p2p.NodeKey{PrivKey: cmted25519.PrivKey(c.Key)}
+	key := p2p.NodeKey{PrivKey: private}
 	self := nodeInfo(c, key.ID(), reactor)
 	n := &network{config: c, transport: p2p.NewMultiplexTransport(self, key, p2p.MConnConfig(settings))}
 	p2p.MultiplexTransportMaxIncomingConnections(maxIncoming)(n.transport)

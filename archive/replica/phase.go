@@ -230,7 +230,7 @@ func membersOf(r *archive.Roster) []consensus.Member {
 }
 
 // close ends what the phase runs, and forgets the agreement key: all who had it
-// had this one copy.
+// had this one copy, but for the engine, which clears its own.
 func (p *phase) close() {
 	defer clear(p.key)
 	p.serving.close()
