@@ -129,8 +129,8 @@ func (p *phase) catchUp(ctx context.Context) error {
 	began := time.Now()
 	for wait := retryPause; ; wait = min(2*wait, maxRepairPause) {
 		target := p.newestSoon(ctx)
-		if uint64(target.Epoch) < p.statement.Counter {
-			p.log.Warn("cannot take part", "err", errBurnt, "counter", p.statement.Counter, "epoch", target.Epoch)
+		if target.Epoch < p.floor() {
+			p.log.Warn("cannot take part", "err", errBurnt, "device", p.floor(), "epoch", target.Epoch)
 			return p.rebase(target)
 		}
 		err := p.adopt(ctx, target)
@@ -149,6 +149,18 @@ func (p *phase) catchUp(ctx context.Context) error {
 			return fmt.Errorf("catch up to epoch %d: %w", target.Epoch, errors.Join(err, ctx.Err()))
 		}
 	}
+}
+
+// floor is the epoch below which nothing may become our head: the counter's, or the
+// next if that is the epoch of our head, whatever record it names. A crash may have
+// come before the counter's advance; then the slots that showed what we had committed
+// are gone, and the attacker may have taken the record.
+func (p *phase) floor() archive.Epoch {
+	slots, counter := p.statement.Slots, p.statement.Counter
+	if archive.Digest(slots.Archive) == p.id && slots.Epoch > 0 && slots.Epoch-1 == counter {
+		return archive.Epoch(slots.Epoch)
+	}
+	return archive.Epoch(counter)
 }
 
 // setAside forgets the epoch after that of our head, though we hold its certificate,

@@ -337,7 +337,7 @@ func (p *phase) gatherTick(ctx context.Context, window time.Time) (tick uint64, 
 // isBehind says whether peers proved a newer epoch, or ours is in doubt and
 // enough peers have been heard. It wants know.
 func (p *phase) isBehind() error {
-	heard := p.inDoubt && len(p.direct) >= p.Roster.Quorum()-1 && uint64(p.newest.Epoch) >= p.statement.Counter
+	heard := p.inDoubt && len(p.direct) >= p.Roster.Quorum()-1 && p.newest.Epoch >= p.floor()
 	if heard || p.newest.Epoch > p.base.Epoch {
 		return errBehind
 	}
@@ -350,10 +350,9 @@ func (p *phase) mayJoin() bool {
 	return !p.inDoubt && (p.live > p.spent() || p.present() >= p.Roster.Quorum())
 }
 
-// isBurnt says whether the device's counter is ahead of every epoch that we
-// hold a certificate of: we can only wait for the others to get there. It wants
-// know.
-func (p *phase) isBurnt() bool { return p.statement.Counter > uint64(p.newest.Epoch) }
+// isBurnt says whether the device is ahead of every epoch that we hold a
+// certificate of: we can only wait for the others to get there. It wants know.
+func (p *phase) isBurnt() bool { return p.floor() > p.newest.Epoch }
 
 // isOver says whether there is nothing more to wait for: we took the newest
 // epoch over in this phase, or cannot take part in any, and too many peers have
@@ -392,7 +391,7 @@ func (p *phase) leftOut() error {
 	if !p.isBurnt() {
 		return nil
 	}
-	return fmt.Errorf("%w: at %d, they at %d", errBurnt, p.statement.Counter, p.newest.Epoch)
+	return fmt.Errorf("%w: at %d, they at %d", errBurnt, p.floor(), p.newest.Epoch)
 }
 
 // abstain sits an attempt out that our slots do not allow, until it is

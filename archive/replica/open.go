@@ -202,4 +202,4 @@ func (l *lender) offer(rec archive.EpochRecord) {
 	l.rec, l.cert, l.good = rec, cert, err == nil
 }
 
-var errBurnt = errors.New("the device's epoch counter is ahead of every certified epoch")
+var errBurnt = errors.New("the device is ahead of every epoch whose certificate is here")
