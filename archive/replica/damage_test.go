@@ -16,6 +16,7 @@ import (
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/archive/archivetest"
 	"github.com/bonafide-archive/bonafide/archive/wire"
+	"github.com/bonafide-archive/bonafide/trust"
 )
 
 // What cannot be opened as a file at all is damage like any other: the audit
@@ -337,4 +338,93 @@ func TestAllTreesDamaged(t *testing.T) {
 			t.Errorf("replica %d: %+v\n%s", s.ID, report, st)
 		}
 	}
+}
+
+// An update phase is cut off at all replicas between the Store of the head and the
+// advance of the counter, and all trees are damaged, each in another place. No
+// replica answers from its tree, but they bring each other back, since the next
+// update phase needs whole trees.
+func TestAllTreesDamagedBeforeAdvance(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 4)
+	hasten(c)
+	c.addAll([]archive.Submission{c.Submission(time.Now(), names("a", 900)), c.Submission(time.Now(), names("b", 900))}, c.all()...)
+	for _, r := range c.Replicas {
+		path := archivetest.ContentPath(r.Dir, archive.DigestOf([]byte("shared")))
+		must(t, errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("shared"), 0o600)))
+		c.devices[r.ID] = &device{r.MAS, func(op string, _ trust.Slots) error {
+			if op == "advance" {
+				return errCut
+			}
+			return nil
+		}}
+	}
+	c.phase(t.Context(), c.all()...)
+	clear(c.devices)
+	rec, _ := c.certificate(1, 1)
+	for i, r := range c.Replicas {
+		if st := r.Statement(t); !holdsHead(st.Slots, rec) || st.Counter != 0 {
+			t.Fatalf("device of %d: %+v", r.ID, st)
+		}
+		flipRow(t, filepath.Join(r.Dir, storeDir, treeFile), []string{"a/0200", "a/0700", "b/0200", "b/0700"}[i])
+		if c.rightTree(r.ID, rec) {
+			t.Fatalf("the tree of replica %d is not damaged", r.ID)
+		}
+	}
+	wipe(t, filepath.Join(c.Replicas[2].Dir, storeDir, historyDir))
+	c.restored(rec)
+	c.phase(t.Context(), c.all()...)
+	c.agreed(2, c.all()...)
+}
+
+// restored serves all replicas until each has the tree of rec. They answer nothing
+// from it at any time.
+func (c *cluster) restored(rec archive.EpochRecord) {
+	c.t.Helper()
+	var all []*served
+	for _, r := range c.Replicas {
+		all = append(all, startService(c.t, c.Archive, r))
+	}
+	for _, s := range all {
+		waitFor(c.t, fmt.Sprintf("the tree of replica %d", s.ID), func() bool {
+			c.shut(s)
+			_, err := s.client.ProofRange(c.t.Context(), rec.Head(), nil, nil, 1)
+			return err == nil && c.rightTree(s.ID, rec)
+		})
+	}
+	for _, s := range all {
+		if report, err := AuditServed(c.t.Context(), s.Dir, AuditOptions{Repair: true}, nil); err != nil || report.Damaged > 0 || report.Epoch != rec.Epoch {
+			c.t.Errorf("audit of replica %d: %+v, %v", s.ID, report, err)
+		}
+		c.shut(s)
+	}
+	for _, s := range all {
+		s.stop()
+	}
+}
+
+// shut wants a replica to say that its counter must be mended.
+func (c *cluster) shut(s *served) {
+	c.t.Helper()
+	const want = "an update phase must mend that"
+	_, _, err := get(c.t, c.Archive, s, "a/0001")
+	st, failed := s.client.Status(c.t.Context())
+	if !errors.Is(err, &wire.Error{Code: wire.CodeUnavailable}) || !strings.Contains(err.Error(), want) || !strings.Contains(st.Note, want) {
+		c.t.Fatalf("replica %d: %v; status %+v, %v", s.ID, err, st, failed)
+	}
+}
+
+// rightTree reports whether the tree on a replica's disk is that of rec.
+func (c *cluster) rightTree(id uint32, rec archive.EpochRecord) (right bool) {
+	c.withStore(id, func(s *Store) error {
+		tr, err := s.OpenTree(true)
+		if err != nil {
+			return err
+		}
+		defer tr.Close()
+		root, n, err := tr.Rehash(c.t.Context(), nil)
+		right = err == nil && root == rec.Root && n == rec.Names
+		return nil
+	})
+	return right
 }

@@ -180,12 +180,10 @@ func (p *peerHandler) proving(w http.ResponseWriter, r *http.Request, head archi
 // lendRemains borrows the tree for a page of names, which a repair may need: one
 // that is damaged will do, and what of it cannot be proven is not sent.
 func (p *peerHandler) lendRemains() (*Lent, func(), error) {
-	lent, release, err := p.trees.Lend()
-	o, ok := p.trees.(interface{ LendRemains() (*Lent, func(), error) })
-	if ok && errors.Is(err, errTreeDamaged) {
+	if o, ok := p.trees.(interface{ LendRemains() (*Lent, func(), error) }); ok {
 		return o.LendRemains()
 	}
-	return lent, release, err
+	return p.trees.Lend()
 }
 
 // damaged tells the owner of the tree, if he wants to know, and the peer.

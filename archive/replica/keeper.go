@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -12,9 +13,10 @@ import (
 )
 
 // keep keeps the store right in the background: the tree from the start, and
-// whenever it was found wrong; everything on a schedule.
+// whenever it was found wrong; everything on a schedule. That nothing is answered
+// from the tree is no reason to leave it: the next update phase needs it whole.
 func (s *service) keep(ctx context.Context) {
-	if e, _ := heldEpoch(s.Roster, s.statement); e == 0 || s.statement.Counter != s.statement.Slots.Epoch {
+	if e, _ := heldEpoch(s.Roster, s.statement); e == 0 {
 		s.logIf(s.clean(found{}))
 		return
 	}
@@ -118,9 +120,15 @@ func (s *service) lendRemains(rec archive.EpochRecord, cert archive.Certificate)
 	s.remains.put(t, rec, cert)
 }
 
-// LendRemains lends the damaged tree, if there is one. Nothing of it is right
-// unless it is proven.
-func (s *service) LendRemains() (*Lent, func(), error) { return s.remains.Lend() }
+// LendRemains lends the tree to peers, also one that is damaged, or from which
+// nothing is answered: of either they believe what is proven.
+func (s *service) LendRemains() (*Lent, func(), error) {
+	lent, release, err := s.shelf.Lend()
+	if errors.Is(err, errTreeDamaged) {
+		return s.remains.Lend()
+	}
+	return lent, release, err
+}
 
 // errRenew ends a service process whose pending buffer is damaged.
 var errRenew = fmt.Errorf("pending: %w: the service starts anew, with what can be read of it", ErrDamaged)

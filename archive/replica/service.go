@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,7 @@ type service struct {
 	peers     []*wire.Client
 	shelf     shelf
 	remains   shelf // the tree while it is damaged
+	shut      error // why nothing is answered from any tree, nil if something is
 
 	answers, uploads, adds, asks chan struct{} // places for requests
 	batches                      chan []byte   // likewise, each with its buffer
@@ -99,6 +101,7 @@ func newService(ctx context.Context, c Config) (*service, error) {
 		s.batches <- nil
 	}
 	s.shelf.withdraw(s.whyNone())
+	s.shut = s.whyShut()
 	s.remains.withdraw(errTreeDamaged)
 	if pending.damage != nil {
 		s.Log.Warn("the pending buffer was damaged; kept what could be read of it", "names", pending.Total().Names, "because", pending.damage)
@@ -114,14 +117,22 @@ func newService(ctx context.Context, c Config) (*service, error) {
 func (s *service) whyNone() error {
 	slots := s.statement.Slots
 	switch e, _ := heldEpoch(s.Roster, s.statement); {
-	case e > 0 && s.statement.Counter != slots.Epoch:
-		return wire.Errorf(wire.CodeUnavailable, "the epoch counter stands at %d, the head at epoch %d; an update phase must mend that", s.statement.Counter, slots.Epoch)
 	case e > 0:
 		return wire.Errorf(wire.CodeUnavailable, "the tree is being checked")
 	case slots.Archive != [32]byte{} && archive.Digest(slots.Archive) != s.archive:
 		return wire.Errorf(wire.CodeNoEpoch, "the trusted device holds the head of another archive")
 	}
 	return wire.Errorf(wire.CodeNoEpoch, "no epoch yet: the first update phase is due %s", s.due().Format(time.RFC3339))
+}
+
+// whyShut returns why no client would believe what this device attests, nil if they
+// do: its counter does not stand at the epoch of its head.
+func (s *service) whyShut() error {
+	e, _ := heldEpoch(s.Roster, s.statement)
+	if e == 0 || s.statement.Counter == uint64(e) {
+		return nil
+	}
+	return wire.Errorf(wire.CodeUnavailable, "the epoch counter stands at %d, the head at epoch %d; an update phase must mend that", s.statement.Counter, e)
 }
 
 func (s *service) close() {
@@ -227,7 +238,12 @@ func (s *service) handler() http.Handler {
 }
 
 // Lend implements Trees.
-func (s *service) Lend() (*Lent, func(), error) { return s.shelf.Lend() }
+func (s *service) Lend() (*Lent, func(), error) {
+	if s.shut != nil {
+		return nil, nil, s.shut
+	}
+	return s.shelf.Lend()
+}
 
 // Damaged takes a tree that gave a wrong proof off the shelf, and has it
 // repaired.
@@ -349,9 +365,10 @@ func (s *service) status() wire.Status {
 		out.Root, out.Names, out.Last = archive.Digest(rec.Root), rec.Names, rec.Time
 		out.Overdue = s.Now().After(due.Add(s.Roster.Limits.Phase.Std()))
 	}
-	if why := s.shelf.reason(); why != nil {
+	none := s.shelf.reason()
+	out.Damaged = out.Damaged || errors.Is(none, &wire.Error{Code: wire.CodeDamaged})
+	if why := cmp.Or(s.shut, none); why != nil {
 		out.Note = note(why)
-		out.Damaged = out.Damaged || errors.Is(why, &wire.Error{Code: wire.CodeDamaged})
 	}
 	return out
 }
