@@ -43,7 +43,7 @@ func TestKilledInARow(t *testing.T) {
 		if rnd.IntN(2) == 0 || c.anyLocked() {
 			c.reset(c.all()...)
 		}
-		n := 1 + rnd.IntN(4*2*22) // as many as four replicas come by in a phase
+		n := 1 + rnd.IntN(4*2*25) // as many as four replicas come by in a phase
 		t.Logf("killed at the %d-th point of all", c.killAt(n))
 	}
 	c.undisturbed() // its epoch may be one that was committed, and frozen, before a kill

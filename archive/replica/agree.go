@@ -254,17 +254,16 @@ func (a *attempt) takeClaim(x *peer, b []byte) error {
 	if err != nil {
 		return err
 	}
-	if block.Instance != a.inst {
+	a.know.Lock()
+	had := contains(a.claims, x.ID)
+	a.know.Unlock()
+	if block.Instance != a.inst || had {
 		return nil
 	}
 	if _, err := a.check(b); err != nil {
 		return err
 	}
-	a.know.update(func() {
-		if _, ok := a.claims[x.ID]; !ok {
-			a.claims[x.ID] = claim{slices.Clone(b), time.Now()}
-		}
-	})
+	a.know.update(func() { a.claims[x.ID] = claim{slices.Clone(b), time.Now()} })
 	a.work.run(func(ctx context.Context) { // wakes claimed when a lone claim has waited long enough
 		if pause(ctx, a.claimPatience()+time.Millisecond) == nil {
 			a.know.update(func() {})
@@ -273,10 +272,11 @@ func (a *attempt) takeClaim(x *peer, b []byte) error {
 	return nil
 }
 
-// claimPatience is how long our own engine has to contradict a lone claim.
+// claimPatience is how long our own engine, which begins within the grace, has to
+// contradict a lone claim.
 func (a *attempt) claimPatience() time.Duration {
 	l := a.Roster.Limits
-	return l.Propose.Std() + 2*l.Vote.Std()
+	return l.Grace.Std() + l.Propose.Std() + 2*l.Vote.Std()
 }
 
 // claimed returns the block that f+1 peers say was decided, or one peer has said

@@ -60,6 +60,10 @@ const (
 	maxPoll   = 10 * time.Second
 )
 
+// maxAsked bounds the requests of one peer under way at once. A correct one asks
+// for a board, a piece of each body and fetchAhead pages of a tree.
+const maxAsked = 32
+
 const (
 	pathHello  = "/v1/phase/hello"
 	pathBoard  = "/v1/phase/board"
@@ -171,6 +175,10 @@ type peer struct {
 	run     string // of the board that is being read
 	next    int    // first item not yet read
 	greeted string // run of the process that has answered our hello
+
+	greetings int   // how often it has answered, whatever its run
+	heard     int   // items of the board that were read when it last did
+	shown     hello // the newest answer of its that our board shows
 }
 
 // follow reads the boards of all peers, from their beginning, and hands each
@@ -253,7 +261,7 @@ func (p *phase) readBoard(ctx context.Context, x *peer) ([]item, error) {
 		x.greeted = "" // a new process: it does not know us
 	}
 	if run != x.run {
-		x.run, x.next = run, 0
+		x.run, x.next, x.heard = run, 0, 0
 	}
 	return decodeBatch(b)
 }
@@ -299,8 +307,9 @@ func (p *phase) listen(ctx context.Context) error {
 		return fmt.Errorf("listen for peers: %w", err)
 	}
 	s := &server{done: make(chan struct{}), http: &http.Server{
-		Handler: p.handler(), TLSConfig: config,
+		Handler: p.bounded(p.handler()), TLSConfig: config,
 		ReadHeaderTimeout: p.Timeout, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: maxAsked},
 		ConnState:   newDoor(p.Roster).state,
 		ErrorLog:    slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 		BaseContext: func(net.Listener) context.Context { return ctx },
@@ -320,6 +329,22 @@ func (s *server) close() {
 		s.http.Close()
 	}
 	<-s.done
+}
+
+// bounded lets each replica have maxAsked requests under way at next.
+func (p *phase) bounded(next http.Handler) http.Handler {
+	gates := make(map[uint32]*gate)
+	for _, m := range p.members {
+		gates[m.ID] = newGate(next, maxAsked)
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		from, err := wire.PeerID(r.TLS, p.Roster)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		gates[from].ServeHTTP(w, r)
+	})
 }
 
 func (p *phase) handler() http.Handler {

@@ -217,7 +217,8 @@ func (p *phase) rebase(rec archive.EpochRecord) error {
 // setBase wants know.
 func (p *phase) setBase(rec archive.EpochRecord) {
 	if rec.Epoch != p.base.Epoch {
-		p.live = 0
+		p.wanted = 0
+		clear(p.reached)
 	}
 	p.base = rec
 	p.inDoubt = p.doubt()
@@ -242,6 +243,9 @@ func (p *phase) adopt(ctx context.Context, rec archive.EpochRecord) error {
 	p.caughtUp = true
 	if _, cert, err := p.store.Record(rec.Epoch); err == nil && rec.Epoch > 0 {
 		p.publishCertificate(rec, cert)
+	}
+	if ok && held.Epoch < rec.Epoch { // so no attempt of ours was at a later epoch
+		p.dropPhaseData(rec.Epoch)
 	}
 	return nil
 }
@@ -460,7 +464,7 @@ func (p *phase) patience() time.Duration {
 // whose names are all bound now, to whatever, and those that can be bound no
 // more.
 func (p *phase) settle(rec archive.EpochRecord) error {
-	pending, err := p.store.Pending()
+	pending, err := p.pending()
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net"
@@ -75,6 +76,61 @@ func TestDoor(t *testing.T) {
 	if len(d.come) > 4 || len(d.peers[2]) > 2 {
 		t.Errorf("%d strangers, %d connections of replica 2", len(d.come), len(d.peers[2]))
 	}
+}
+
+// A peer has so many requests under way at once and no more, and another is answered
+// beside them.
+func TestAskedAtOnce(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 4)
+	c.reset(1)
+	_, err := played(t.Context(), c.config(1), nil, func(ctx context.Context, p *phase) (Outcome, error) {
+		ctx, cancel := context.WithCancel(ctx)
+		var all sync.WaitGroup
+		defer all.Wait()
+		defer cancel()
+		p.publishBase()
+		status := func(from *wire.Client, after int) int {
+			path := fmt.Sprintf("%s?run=%s&after=%d", pathBoard, p.board.run, after)
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, from.URL(path), nil)
+			if err != nil {
+				return 0
+			}
+			resp, err := from.HTTP().Do(req)
+			if err != nil {
+				return 0
+			}
+			resp.Body.Close()
+			return resp.StatusCode
+		}
+		peer := func(id uint32) *wire.Client {
+			return wire.NewClient(c.Replicas[0].Replica, c.Roster, wire.Options{AgreementKey: c.Replicas[id-1].AgreementKey})
+		}
+		greedy, other := peer(2), peer(3)
+		defer greedy.Close()
+		defer other.Close()
+		if s := status(greedy, 0); s != http.StatusOK {
+			t.Errorf("status %d", s)
+		}
+		const beyond = 8
+		ended := make(chan int, maxAsked+beyond)
+		for range maxAsked + beyond {
+			all.Go(func() { ended <- status(greedy, 1) }) // there is nothing to be had for 10 s
+		}
+		for range beyond {
+			if s := <-ended; s != http.StatusServiceUnavailable {
+				t.Errorf("beyond the bound: status %d", s)
+			}
+		}
+		if s := status(other, 0); s != http.StatusOK {
+			t.Errorf("another peer: status %d", s)
+		}
+		if len(ended) > 0 {
+			t.Errorf("%d more refused", len(ended))
+		}
+		return Outcome{}, nil
+	})
+	must(t, err)
 }
 
 // intruders hold, flood and shout at the addresses of update processes.

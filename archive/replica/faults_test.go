@@ -345,17 +345,24 @@ func TestRaceForOneName(t *testing.T) {
 	}
 }
 
-func TestSevenReplicas(t *testing.T) {
+// Seven replicas, and with -every ten, make an epoch without f of them, then with all.
+func TestMoreReplicas(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 7)
-	c.add(c.files(10, "seven"), 1, 3, 4, 5, 7)
-	c.phase(t.Context(), c.all(2, 6)...)
-	rec := c.agreed(1, c.all(2, 6)...)
-	if rec.Names != 10 || len(rec.Joined) != 5 {
-		t.Errorf("record: %s", rec.Bytes())
+	for n, absent := range map[int][]uint32{7: {2, 6}, 10: {2, 6, 9}} {
+		if n > 7 && !*every {
+			continue
+		}
+		c := newCluster(t, n)
+		here := c.all(absent...)
+		c.add(c.files(10, "more"), here...)
+		c.phase(t.Context(), here...)
+		rec := c.agreed(1, here...)
+		if rec.Names != 10 || len(rec.Joined) != len(here) {
+			t.Errorf("record: %s", rec.Bytes())
+		}
+		c.phase(t.Context(), c.all()...)
+		c.agreed(2, c.all()...)
 	}
-	c.phase(t.Context(), c.all()...)
-	c.agreed(2, c.all()...)
 }
 
 // What an attacker, or a crash, may have left on one replica's disk or in its

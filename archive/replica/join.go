@@ -10,10 +10,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math"
 	"net/http"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
@@ -43,7 +45,8 @@ type knowledge struct {
 	hellos     map[uint32]hello         // the newest of each, whoever asked for it
 	direct     map[uint32]hello         // the newest that answers our own challenge
 	away       map[uint32]bool          // peers that are not, or no longer, in update mode
-	live       uint64                   // the highest tick that a peer has joined on our base, with good reason
+	reached    map[uint32]uint64        // the highest tick at which each peer has joined on our base
+	wanted     uint64                   // the tick to join, whoever has
 	newest     archive.EpochRecord      // the newest epoch we hold a certificate of
 	holds      map[uint32]archive.Epoch // the newest that each peer has shown a certificate of
 	read       map[uint32]int           // how many items of our board each peer has
@@ -58,7 +61,7 @@ func newKnowledge(c Config) (*knowledge, error) {
 		asked: make(map[uint32][32]byte), challenges: make(map[uint32][32]byte),
 		hellos: make(map[uint32]hello), direct: make(map[uint32]hello),
 		away: make(map[uint32]bool), holds: make(map[uint32]archive.Epoch),
-		read: make(map[uint32]int),
+		read: make(map[uint32]int), reached: make(map[uint32]uint64),
 	}
 	for _, m := range c.Roster.Replicas {
 		var b [32]byte
@@ -104,8 +107,15 @@ func (h hello) newerThan(o hello) bool {
 	return cmp.Or(cmp.Compare(a.Slots.Epoch, b.Slots.Epoch), cmp.Compare(a.Counter, b.Counter), cmp.Compare(a.Slots.Tick, b.Slots.Tick)) > 0
 }
 
+// maxGreetings bounds how often one peer is greeted in a phase. A correct one is
+// once for each of its processes, and once for each epoch that it comes to build on.
+const maxGreetings = 64
+
 // greet shows a peer our challenge and takes its answer.
 func (p *phase) greet(ctx context.Context, x *peer) error {
+	if x.greetings == maxGreetings {
+		return &badItem{itemHello, errors.New("wants to be greeted too often")}
+	}
 	ctx, cancel := context.WithTimeout(ctx, maxPoll+p.Timeout)
 	defer cancel()
 	h := hello{from: x.ID, to: p.ID, challenge: p.asked[x.ID]}
@@ -117,15 +127,25 @@ func (p *phase) greet(ctx context.Context, x *peer) error {
 	if h.attestation, err = io.ReadAll(io.LimitReader(resp.Body, trust.MaxAttestation+1)); err != nil {
 		return err
 	}
-	if h, err = p.takeHello(h); err != nil {
+	if h, err = p.takeAnswer(h); err != nil {
 		return &badItem{itemHello, err}
 	}
-	p.board.publish(itemHello, h.Bytes())
-	x.greeted = resp.Header.Get(headerRun)
+	p.show(x, h)
+	x.greeted, x.heard = resp.Header.Get(headerRun), max(x.heard, x.next)
+	x.greetings++
 	if archive.Epoch(h.statement.Slots.Epoch) > p.newestEpoch() {
 		return p.fetchHistory(ctx, x)
 	}
 	return nil
+}
+
+// show publishes a peer's answer if it is news to those who read of that peer on
+// no other board: they keep the newest.
+func (p *phase) show(x *peer, h hello) {
+	if x.greetings == 0 || h.newerThan(x.shown) {
+		x.shown = h
+		p.board.publish(itemHello, h.Bytes())
+	}
 }
 
 // serveHello answers a peer's challenge with a fresh attestation.
@@ -154,15 +174,28 @@ func (p *phase) serveHello(w http.ResponseWriter, r *http.Request) {
 }
 
 // answerHello attests to our slots under a nonce of the hello's own context: a
-// challenge can never be a vote.
+// challenge can never be a vote. Of one peer's hellos it answers one at a time, so
+// that nobody fills the places of those who wait for the device.
 func (p *phase) answerHello(ctx context.Context, from uint32, challenge [32]byte) (trust.Attestation, error) {
-	p.helloing.Lock() // one at a time: devices are slow
-	defer p.helloing.Unlock()
+	leave, err := enter(ctx, p.helloing[from])
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	att, err := p.MAS.Lookup(ctx, archive.HelloNonce(p.id, p.ID, from, challenge))
 	if err == nil {
 		p.know.update(func() { p.challenges[from] = challenge; p.away[from] = false })
 	}
 	return att, err
+}
+
+// places returns one place to enter for each replica.
+func places(r *archive.Roster) map[uint32]chan struct{} {
+	all := make(map[uint32]chan struct{})
+	for _, m := range r.Replicas {
+		all[m.ID] = make(chan struct{}, 1)
+	}
+	return all
 }
 
 // takeHello checks a hello and keeps it if it is news.
@@ -177,10 +210,23 @@ func (p *phase) takeHello(h hello) (hello, error) {
 		if old, ok := p.hellos[h.from]; !ok || h.newerThan(old) {
 			p.hellos[h.from] = h
 		}
-		if h.to == p.ID && h.challenge == p.asked[h.from] {
-			p.direct[h.from] = h
-			p.away[h.from] = st.Mode != trust.ModeUpdate
+	})
+	return h, nil
+}
+
+// takeAnswer takes the answer to a hello of ours, from the peer itself: how it stands
+// now. On a board it may be one of before.
+func (p *phase) takeAnswer(h hello) (hello, error) {
+	h, err := p.takeHello(h)
+	if err != nil {
+		return h, err
+	}
+	p.know.update(func() {
+		if !p.hellos[h.from].newerThan(h) {
+			p.hellos[h.from] = h
 		}
+		p.direct[h.from] = h
+		p.away[h.from] = h.statement.Mode != trust.ModeUpdate
 	})
 	return h, nil
 }
@@ -323,7 +369,7 @@ func (p *phase) gatherTick(ctx context.Context, window time.Time) (tick uint64, 
 		return 0, err
 	}
 	p.know.Lock()
-	live, ticks, spent := p.live, p.ticks(freeTick), p.spent()
+	live, ticks, spent := p.live(), p.ticks(freeTick), p.spent()
 	p.know.Unlock()
 	switch {
 	case live > spent:
@@ -347,7 +393,7 @@ func (p *phase) isBehind() error {
 // mayJoin says whether there is an attempt to join: one that peers are in, or
 // the next, for which a quorum is here. It wants know.
 func (p *phase) mayJoin() bool {
-	return !p.inDoubt && (p.live > p.spent() || p.present() >= p.Roster.Quorum())
+	return !p.inDoubt && (p.live() > p.spent() || p.present() >= p.Roster.Quorum())
 }
 
 // isBurnt says whether the device is ahead of every epoch that we hold a
@@ -394,19 +440,25 @@ func (p *phase) leftOut() error {
 	return fmt.Errorf("%w: at %d, they at %d", errBurnt, p.floor(), p.newest.Epoch)
 }
 
-// abstain sits an attempt out that our slots do not allow, until it is
-// certified or peers move on to one that they do.
+// abstain sits an attempt out that our slots do not allow, until it is certified, or
+// peers move on to one that they do; if neither comes, it begins one.
 func (p *phase) abstain(ctx context.Context) (tick uint64, err error) {
 	p.log.Info("sitting this attempt out", "epoch", p.base.Epoch+1, "slot", p.statement.Slots.Tick)
+	late := time.AfterFunc(p.attemptLimit(), func() { p.know.update(func() { p.want(p.spent() + 1) }) })
+	defer late.Stop()
 	err = p.know.wait(ctx, func() (bool, error) {
 		if p.newest.Epoch > p.base.Epoch {
 			return false, errCertified
 		}
-		tick = p.live
+		tick = p.live()
 		return tick > p.spent(), nil
 	})
 	return tick, err
 }
+
+// attemptLimit is how long an attempt may take for one step before who is in it gives
+// it up for the next: a faulty replica may have split it.
+func (p *phase) attemptLimit() time.Duration { return p.Roster.Limits.Phase.Std() / 4 }
 
 // takeEarly takes from a board what matters before an attempt is joined.
 func (p *phase) takeEarly(ctx context.Context, x *peer, it item) error {
@@ -428,8 +480,8 @@ func (p *phase) takeEarly(ctx context.Context, x *peer, it item) error {
 	return nil
 }
 
-// takeBase notes which epoch a peer builds on. One that has moved is greeted
-// again, since its hello is out of date.
+// takeBase notes which epoch a peer builds on. One that has moved since it was
+// greeted is greeted again, since its hello is out of date.
 func (p *phase) takeBase(ctx context.Context, x *peer, b []byte) error {
 	if len(b) != 8+32 {
 		return archive.ErrFormat
@@ -437,10 +489,13 @@ func (p *phase) takeBase(ctx context.Context, x *peer, b []byte) error {
 	epoch := binary.BigEndian.Uint64(b)
 	p.know.Lock()
 	had := p.direct[x.ID].statement // perhaps of a moment between the head's and the counter's
-	stale := had.Slots.Epoch != epoch || had.Counter != epoch
+	stale := had.Slots.Epoch != epoch || had.Counter != epoch || epoch > 0 && had.Slots.Head != [32]byte(b[8:])
 	p.know.Unlock()
-	if stale {
-		if err := p.greet(ctx, x); err != nil {
+	if stale && x.next > x.heard {
+		var bad *badItem
+		if err := p.greet(ctx, x); errors.As(err, &bad) {
+			return err
+		} else if err != nil {
 			return nil // the next pull finds out what is wrong
 		}
 	}
@@ -470,12 +525,30 @@ func (p *phase) takeJoin(x *peer, b []byte) (j consensus.Join, err error) {
 		return j, err
 	}
 	p.know.update(func() {
-		if t := st.Slots.Tick; t > p.live && p.base.Epoch == base.Epoch && justifies(p.ticks(rawTick), p.Roster.F, t) {
-			p.live = t
+		if p.base.Epoch == base.Epoch {
+			p.reached[x.ID] = max(p.reached[x.ID], st.Slots.Tick)
 		}
 	})
 	return j, nil
 }
+
+// live is the tick that there is to join: f+1 peers are at it, so a correct one, or
+// we want it. It wants know.
+func (p *phase) live() uint64 { return max(p.wanted, p.reachedBy(p.Roster.F+1)) }
+
+// reachedBy is the highest tick that n peers have joined, if hellos justify it. It
+// wants know.
+func (p *phase) reachedBy(n int) uint64 {
+	all := slices.Sorted(maps.Values(p.reached))
+	if len(all) < n || !justifies(p.ticks(rawTick), p.Roster.F, all[len(all)-n]) {
+		return 0
+	}
+	return all[len(all)-n]
+}
+
+// want is for who has waited in vain: tick is joined, or what any peer has joined above
+// it. It wants know.
+func (p *phase) want(tick uint64) { p.wanted = max(p.wanted, tick, p.reachedBy(1)) }
 
 func rawTick(st trust.Statement) uint64 { return st.Slots.Tick }
 
@@ -521,6 +594,7 @@ type attempt struct {
 	unfollow func()
 	work     *tasks
 
+	moved     atomic.Int64              // when the attempt last went on, Unix ns
 	joins     map[uint32]consensus.Join // the first of each
 	vouchers  map[uint32]consensus.Voucher
 	proposals map[uint32]proposal
@@ -533,13 +607,15 @@ type attempt struct {
 }
 
 func (p *phase) newAttempt(tick uint64) *attempt {
-	return &attempt{
+	a := &attempt{
 		phase: p, base: p.base, tick: tick, inst: instanceOn(p.base, tick), dir: p.dir.tick(p.base.Epoch+1, tick),
 		joins: make(map[uint32]consensus.Join), vouchers: make(map[uint32]consensus.Voucher),
 		proposals: make(map[uint32]proposal), carries: make(map[trust.Vote]consensus.Carried),
 		right: make(map[archive.Digest]consensus.Block), claims: make(map[uint32]claim), prepares: make(map[uint32]ballot),
 		readies: make(map[uint32]ballot), commits: make(map[uint32]ballot),
 	}
+	a.goOn()
+	return a
 }
 
 // enter joins the attempt at tick: it Stores tick and boot before it says
@@ -742,6 +818,23 @@ func (a *attempt) start(ctx context.Context) {
 	a.joined = a.tick
 	a.work = newTasks(ctx)
 	a.unfollow = a.follow(ctx, a.take)
+	a.work.run(a.watchTime)
+}
+
+// watchTime wakes who waits, so that they see for how long the attempt is idle.
+func (a *attempt) watchTime(ctx context.Context) {
+	for pause(ctx, min(a.attemptLimit(), a.Roster.Limits.Grace.Std())/4) == nil {
+		a.know.update(func() {})
+	}
+}
+
+// goOn notes that a step of the attempt was taken, or that another has joined it.
+func (a *attempt) goOn() { a.moved.Store(time.Now().UnixNano()) }
+
+// step is phase.step for a step of the attempt.
+func (a *attempt) step(name string, began time.Time, attrs ...any) {
+	a.goOn()
+	a.phase.step(name, began, attrs...)
 }
 
 // end stops all that the attempt has under way.
@@ -773,9 +866,9 @@ func (a *attempt) take(ctx context.Context, x *peer, it item) error {
 	return a.takeEarly(ctx, x, it)
 }
 
-// wait waits like watch.wait, and ends when there is no more point in the
-// attempt: peers have certified the epoch, or have gone on to a later tick
-// while this one has no quorum.
+// wait waits like watch.wait, and ends when there is no more point in the attempt:
+// peers have certified the epoch, or have gone on to a later tick while this one has no
+// quorum, or it has one and comes to no end.
 func (a *attempt) wait(ctx context.Context, cond func() (bool, error)) error {
 	return a.know.wait(ctx, func() (bool, error) {
 		if ok, err := cond(); ok || err != nil {
@@ -790,8 +883,20 @@ func (a *attempt) pointless() error {
 	switch {
 	case a.newest.Epoch > a.base.Epoch:
 		return errCertified
-	case a.live > a.tick && len(a.joins) < a.Roster.Quorum():
+	case len(a.joins) < a.Roster.Quorum():
+		if a.idle() > a.Roster.Limits.Grace.Std() {
+			a.want(a.tick)
+		}
+	case a.idle() > a.attemptLimit():
+		a.want(a.tick + 1)
+	default:
+		return nil
+	}
+	if a.live() > a.tick {
 		return errMoveUp
 	}
 	return nil
 }
+
+// idle is for how long the attempt has not gone on.
+func (a *attempt) idle() time.Duration { return time.Since(time.Unix(0, a.moved.Load())) }

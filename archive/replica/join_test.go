@@ -3,11 +3,14 @@ package replica
 import (
 	"context"
 	"errors"
+	"net/http"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
+	"github.com/bonafide-archive/bonafide/archive/wire"
 	"github.com/bonafide-archive/bonafide/consensus"
 	"github.com/bonafide-archive/bonafide/trust"
 )
@@ -19,11 +22,20 @@ func (f *forge) newTestPhase() *phase {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	p := &phase{Config: c, log: c.Log, id: f.Roster.ID(), base: f.base, members: membersOf(f.Roster), statement: f.Replicas[0].Statement(f.t)}
+	p := &phase{Config: c, log: c.Log, id: f.Roster.ID(), base: f.base, members: membersOf(f.Roster), statement: f.Replicas[0].Statement(f.t), helloing: places(f.Roster)}
 	if p.knowledge, err = newKnowledge(c); err != nil {
 		f.t.Fatal(err)
 	}
 	return p
+}
+
+// face serves a replica's address by h, and returns it as replica 1 sees it in p.
+func (f *forge) face(p *phase, id uint32, h http.HandlerFunc) *peer {
+	m := f.Replicas[id-1]
+	client := wire.NewClient(m.Replica, f.Roster, wire.Options{AgreementKey: f.Replicas[0].AgreementKey, Timeout: p.Timeout})
+	f.t.Cleanup(liar(f.t, m, f.Roster, h))
+	f.t.Cleanup(client.Close)
+	return &peer{Replica: m.Replica, client: client}
 }
 
 // hello is a replica's answer to replica to.
@@ -36,7 +48,7 @@ func TestHello(t *testing.T) {
 	f := newForge(t)
 	p := f.newTestPhase()
 	h := f.hello(2, 1, p.asked[2])
-	if _, err := p.takeHello(h); err != nil || p.present() != 2 {
+	if _, err := p.takeAnswer(h); err != nil || p.present() != 2 {
 		t.Fatalf("%v, %d present", err, p.present())
 	}
 	again, err := parseHello(h.Bytes())
@@ -61,7 +73,7 @@ func TestHello(t *testing.T) {
 	if err := f.Replicas[1].MAS.Lock(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.takeHello(f.hello(2, 1, p.asked[2])); err != nil || p.present() != 1 || !p.away[2] {
+	if _, err := p.takeAnswer(f.hello(2, 1, p.asked[2])); err != nil || p.present() != 1 || !p.away[2] {
 		t.Errorf("locked: %v, %d present, away %v", err, p.present(), p.away)
 	}
 	for _, n := range []int{0, 39, 41 + trust.MaxAttestation} {
@@ -71,13 +83,68 @@ func TestHello(t *testing.T) {
 	}
 }
 
+// asking is a device that says what it is asked, and does not answer yet.
+type asking struct {
+	trust.MAS
+	asked  chan trust.Nonce
+	answer chan struct{} // closed: it answers
+}
+
+func (d *asking) Lookup(ctx context.Context, n trust.Nonce) (trust.Attestation, error) {
+	d.asked <- n
+	<-d.answer
+	return d.MAS.Lookup(ctx, n)
+}
+
+// While one peer has many hellos under way, and the device is at the first of them,
+// it is asked for another peer's, which then shares its next signature.
+func TestHelloBesideMany(t *testing.T) {
+	c := newCluster(t, 4)
+	c.reset(1)
+	_, err := played(t.Context(), c.config(1), nil, func(ctx context.Context, p *phase) (Outcome, error) {
+		d := &asking{p.MAS, make(chan trust.Nonce, 100), make(chan struct{})}
+		p.MAS = d
+		var all sync.WaitGroup
+		ask := func(from uint32, challenge [32]byte) {
+			all.Go(func() {
+				if _, err := p.answerHello(ctx, from, challenge); err != nil {
+					t.Errorf("hello of replica %d: %v", from, err)
+				}
+			})
+		}
+		for i := range byte(20) {
+			ask(2, [32]byte{i})
+		}
+		<-d.asked
+		ask(3, [32]byte{})
+		select {
+		case n := <-d.asked:
+			if n != archive.HelloNonce(p.id, 1, 3, [32]byte{}) {
+				t.Error("the device is asked for two hellos of one peer at once")
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("one peer's hellos keep another's waiting")
+		}
+		for range 1000 {
+			runtime.Gosched() // the others may come, if they can
+		}
+		if n := len(d.asked); n > 0 {
+			t.Errorf("the device is asked for %d more", n)
+		}
+		close(d.answer)
+		all.Wait()
+		return Outcome{}, nil
+	})
+	must(t, err)
+}
+
 // A replica that has answered us, and has shown another since then that it has
 // moved on, is no company.
 func TestGoneSinceHello(t *testing.T) {
 	f := newForge(t)
 	p := f.newTestPhase()
 	for _, id := range []uint32{2, 3} {
-		if _, err := p.takeHello(f.hello(id, 1, p.asked[id])); err != nil {
+		if _, err := p.takeAnswer(f.hello(id, 1, p.asked[id])); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -112,8 +179,9 @@ func TestMoveUpRule(t *testing.T) {
 		}
 	}
 	join(2, 9)
-	if p.live != 0 || a.pointless() != nil {
-		t.Errorf("followed to tick %d with nothing to justify it", p.live)
+	join(3, 9)
+	if p.live() != 0 || a.pointless() != nil {
+		t.Errorf("followed to tick %d with nothing to justify it", p.live())
 	}
 	for _, id := range []uint32{2, 3} {
 		f.store(id, f.slots(id, 8))
@@ -121,15 +189,28 @@ func TestMoveUpRule(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	join(2, 9)
-	if p.live != 9 || !errors.Is(a.pointless(), errMoveUp) {
-		t.Errorf("live tick %d, %v; want to move up to 9", p.live, a.pointless())
+	if p.live() != 9 || !errors.Is(a.pointless(), errMoveUp) {
+		t.Errorf("live tick %d, %v; want to move up to 9", p.live(), a.pointless())
 	}
+	delete(p.reached, 3)
+	a.goOn()
+	if err := a.pointless(); err != nil {
+		t.Errorf("after one replica alone, at once: %v", err)
+	}
+	a.moved.Store(time.Now().Add(-2 * p.Roster.Limits.Grace.Std()).UnixNano())
+	if !errors.Is(a.pointless(), errMoveUp) {
+		t.Error("not after one replica either, when nobody else comes")
+	}
+	p.wanted = 0
 	join(3, 1)
 	join(4, 1)
 	a.joins[1] = consensus.Join{}
 	if err := a.pointless(); err != nil {
 		t.Errorf("with a quorum here: %v", err)
+	}
+	a.moved.Store(time.Now().Add(-2 * p.attemptLimit()).UnixNano())
+	if p.reached[2] = 0; !errors.Is(a.pointless(), errMoveUp) || p.live() != 2 {
+		t.Errorf("when a quorum comes to no end: tick %d", p.live())
 	}
 	if _, err := a.takeJoin(&peer{Replica: f.Replicas[2].Replica}, f.proposal(2, 1).Join.Bytes()); err == nil {
 		t.Error("a join on another replica's board was taken")

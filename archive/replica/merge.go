@@ -14,6 +14,7 @@ import (
 	"github.com/bonafide-archive/bonafide/archive"
 	"github.com/bonafide-archive/bonafide/consensus"
 	"github.com/bonafide-archive/bonafide/tree"
+	"github.com/bonafide-archive/bonafide/tree/boltstore"
 	"github.com/bonafide-archive/bonafide/trust"
 )
 
@@ -323,7 +324,8 @@ func (a *attempt) bind(ctx context.Context, origin consensus.Block, rec archive.
 
 // write adds what the proposals want to the tree in one transaction.
 func (a *attempt) write(ctx context.Context, origin consensus.Block, rec archive.EpochRecord) (root tree.Hash, names uint64, err error) {
-	t, err := a.store.OpenTree(false)
+	var t *boltstore.Store
+	err = a.durable("tree opened", func() (err error) { t, err = a.store.OpenTree(false); return err })
 	if err != nil {
 		return root, 0, err
 	}

@@ -180,7 +180,7 @@ type phase struct {
 	grown     growth    // what the last attempt's tree was seen to be
 	steps     []Step    // taken
 	recording sync.Mutex
-	helloing  sync.Mutex
+	helloing  map[uint32]chan struct{} // of each peer, a place for the hello being answered
 
 	know watch
 	*knowledge
@@ -192,7 +192,7 @@ type phase struct {
 func newPhase(ctx context.Context, c Config) (p *phase, err error) {
 	p = &phase{Config: c, log: c.Log, id: c.Roster.ID(), began: time.Now(), board: newBoard(c.Rand)}
 	p.dir = phaseDir(filepath.Join(c.StoreDir(), "phase"))
-	p.members = membersOf(c.Roster)
+	p.members, p.helloing = membersOf(c.Roster), places(c.Roster)
 	if err := p.device(ctx); err != nil {
 		return nil, err
 	}

@@ -27,7 +27,7 @@ func (a *attempt) freeze(ctx context.Context) (consensus.Manifest, error) {
 		Instance: a.inst, Replica: a.ID, Time: a.Now().Unix(),
 		Reset: a.statement.Counts.Reset, Restart: a.statement.Counts.Restart,
 	}
-	pending, err := a.store.Pending()
+	pending, err := a.pending()
 	if err != nil {
 		return m, err
 	}
@@ -40,6 +40,13 @@ func (a *attempt) freeze(ctx context.Context) (consensus.Manifest, error) {
 		return a.durable("piece", func() error { return a.phase.dir.putPiece(piece) })
 	})
 	return m, err
+}
+
+// pending opens the buffer of submissions: its file is made anew, and a damaged one
+// set aside.
+func (p *phase) pending() (b *Pending, err error) {
+	err = p.durable("pending opened", func() (err error) { b, err = p.store.Pending(); return err })
+	return b, err
 }
 
 // writeBody writes the body: for each submission be32 length || submission. What
@@ -155,7 +162,7 @@ func (p *phase) checkBody(ctx context.Context, m consensus.Manifest) error {
 }
 
 // hold brings all pieces of a body here, from whichever of the peers has them,
-// and checks them. It tries until ctx ends.
+// and checks them. It tries until ctx ends, and orders from as it goes.
 func (p *phase) hold(ctx context.Context, m consensus.Manifest, from []*peer) error {
 	if m.Size > maxBody {
 		return fmt.Errorf("body of %d bytes: %w", m.Size, archive.ErrFormat)
@@ -171,15 +178,20 @@ func (p *phase) hold(ctx context.Context, m consensus.Manifest, from []*peer) er
 	return nil
 }
 
+// holdPiece asks the peers for a piece, in their order. One that fails goes to the
+// end: a peer that hangs must not cost the time of every piece.
 func (p *phase) holdPiece(ctx context.Context, piece consensus.Piece, from []*peer) error {
 	for {
 		if _, err := p.dir.piece(piece); err == nil {
 			return nil
 		}
-		for _, x := range from {
+		for range from {
+			x := from[0]
 			if p.fetchPiece(ctx, x, piece) == nil {
 				break
 			}
+			copy(from, from[1:])
+			from[len(from)-1] = x
 		}
 		if _, err := p.dir.piece(piece); err == nil {
 			return nil
@@ -253,12 +265,12 @@ func (a *attempt) propose(ctx context.Context) error {
 // all replicas that came, or at least of Q when the grace is over.
 func (a *attempt) awaitProposals(ctx context.Context) error {
 	began := time.Now()
-	if err := a.wait(ctx, func() (bool, error) { _, ok := a.candidate(); return ok || len(a.claims) > 0, nil }); err != nil {
+	if err := a.wait(ctx, func() (bool, error) { _, ok := a.candidate(); return ok || a.claimed() != nil, nil }); err != nil {
 		return fmt.Errorf("wait for proposals: %w", err)
 	}
 	grace, cancel := context.WithTimeout(ctx, a.Roster.Limits.Grace.Std())
 	defer cancel()
-	err := a.wait(grace, func() (bool, error) { return len(a.proposals) >= a.company || len(a.claims) > 0, nil })
+	err := a.wait(grace, func() (bool, error) { return len(a.proposals) >= a.company || a.claimed() != nil, nil })
 	if err != nil && (ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded)) {
 		return fmt.Errorf("wait for proposals: %w", err)
 	}

@@ -287,7 +287,8 @@ func (s *siege) anyFault() *fault { return faults[s.rnd.IntN(len(faults))] }
 // deaf says whether peers stop listening to a replica with this fault, so that
 // others that it has do little.
 func (f *fault) deaf() bool {
-	return strings.Contains(f.name, "malformed") || f.name == "silent" || f.name == "a forged hello" || f.name == "endless board"
+	return strings.Contains(f.name, "malformed") || f.name == "silent" || f.name == "a forged hello" || f.name == "endless board" ||
+		f.name == "a new run in each answer"
 }
 
 // run is one update phase of all replicas, that the watchdogs end after limit.

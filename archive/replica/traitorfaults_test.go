@@ -59,6 +59,8 @@ var faults = slices.Concat([]*fault{
 
 	{name: "two proposals", say: twoJoins},
 	{name: "a proposal too large", say: hugeJoin},
+	{name: "joins at two ticks", answer: lateForVictim, say: twoTicks, engine: noEngine},
+	{name: "joins and says no more", say: onlyJoins, engine: noEngine},
 	{name: "forged vouchers", say: forgedVoucher},
 	{name: "withheld vouchers", say: withhold("withheld vouchers", itemVoucher)},
 	{name: "repeated signers", say: repeatedSigners},
@@ -66,7 +68,9 @@ var faults = slices.Concat([]*fault{
 	{name: "wrong chunk bytes", answer: wrongPieces},
 	{name: "endless bodies", answer: endlessPieces},
 	{name: "endless board", answer: endlessBoard},
+	{name: "a new run in each answer", answer: newRuns},
 	{name: "a block that nobody decided", say: undecided},
+	{name: "blocks that nobody decided, early", joined: claimsEarly, say: twoClaims, engine: noEngine},
 
 	{name: "a wrong root", say: wrongRoot},
 	{name: "a vote withheld at the last step", say: withhold("a vote withheld at the last step", itemCommit, itemCertificate)},
@@ -364,6 +368,34 @@ func endlessBoard(x *traitor, w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
+// newRuns answers each hello, and each request for the board, as a process would
+// that was started just now.
+func newRuns(x *traitor, w http.ResponseWriter, r *http.Request) bool {
+	to, err := wire.PeerID(r.TLS, x.Roster)
+	if err != nil || r.URL.Path != pathHello && r.URL.Path != pathBoard {
+		return false
+	}
+	x.fire("a new run in each answer")
+	w = &renamed{w, anyRun()}
+	if r.URL.Path == pathBoard {
+		x.serveBoard(w, r, to)
+	} else {
+		x.honest.ServeHTTP(w, r)
+	}
+	return true
+}
+
+// renamed is a reply of another run.
+type renamed struct {
+	http.ResponseWriter
+	run string
+}
+
+func (w *renamed) Write(b []byte) (int, error) {
+	w.Header().Set(headerRun, w.run)
+	return w.ResponseWriter.Write(b)
+}
+
 // undecided claims that another valid block was decided.
 func undecided(x *traitor, _ uint32, it item) []item {
 	b, err := consensus.ParseBlock(it.payload)
@@ -373,6 +405,33 @@ func undecided(x *traitor, _ uint32, it item) []item {
 		it.payload = b.Bytes()
 	}
 	return []item{it}
+}
+
+// claimsEarly claims a block as soon as one can be made of four proposals.
+func claimsEarly(x *traitor, a *attempt) {
+	a.work.run(func(ctx context.Context) {
+		var b consensus.Block
+		err := a.wait(ctx, func() (ok bool, err error) { b, ok = a.candidate(); return ok && len(b.Proposals) == x.Roster.N(), nil })
+		if err == nil {
+			x.p.board.publish(itemBlock, b.Bytes())
+		}
+	})
+}
+
+// twoClaims claims one block before one peer and another before another, and says no
+// more than what it takes to make blocks.
+func twoClaims(x *traitor, to uint32, it item) []item {
+	b, err := consensus.ParseBlock(it.payload)
+	i := slices.Index(x.all(x.id), to)
+	switch {
+	case slices.Contains([]byte{itemBase, itemHello, itemJoin, itemVoucher}, it.kind):
+		return []item{it}
+	case it.kind != itemBlock || err != nil || len(b.Proposals) < x.Roster.N() || i > 1:
+		return nil
+	}
+	x.fired["blocks that nobody decided, early"]++
+	b.Proposals = slices.Delete(b.Proposals, i, i+1)
+	return []item{{itemBlock, b.Bytes()}}
 }
 
 func wrongRoot(x *traitor, _ uint32, it item) []item {
@@ -435,6 +494,44 @@ func leavesPhase(x *traitor) {
 			os.WriteFile(filepath.Join(string(d), f), b, 0o600)
 		}
 	}
+}
+
+// victim is the one that is shown another tick than the rest.
+func (x *traitor) victim() uint32 { return x.all(x.id)[0] }
+
+// lateForVictim keeps the victim from joining before the traitor has.
+func lateForVictim(x *traitor, _ http.ResponseWriter, r *http.Request) bool {
+	if to, err := wire.PeerID(r.TLS, x.Roster); r.URL.Path == pathHello && err == nil && to == x.victim() {
+		x.p.know.update(func() { x.p.challenges[to] = [32]byte{1} }) // not to be waited for
+		x.p.board.know.wait(r.Context(), func() (bool, error) {
+			return slices.ContainsFunc(x.p.board.all, func(it item) bool { return it.kind == itemJoin }), nil
+		})
+	}
+	return false
+}
+
+func onlyJoins(x *traitor, _ uint32, it item) []item {
+	if slices.Contains([]byte{itemBase, itemHello, itemJoin}, it.kind) {
+		return []item{it}
+	}
+	x.fired["joins and says no more"]++
+	return nil
+}
+
+// twoTicks joins at the tick with all but the victim, at the next with that one, and
+// then says no more.
+func twoTicks(x *traitor, to uint32, it item) []item {
+	j, err := consensus.ParseJoin(it.payload)
+	if it.kind != itemJoin || err != nil || to != x.victim() {
+		return onlyJoins(x, to, it)
+	}
+	tick := x.Replicas[x.id-1].Statement(x.t).Slots.Tick + 1
+	j.Manifest.Instance = instanceOn(x.p.base, tick)
+	if j.Attestation, err = x.with(j.Nonce(), func(s *trust.Slots) { s.Tick = tick }); err != nil {
+		return nil
+	}
+	x.fired["joins at two ticks"]++
+	return []item{{itemJoin, j.Bytes()}}
 }
 
 // joinAhead has the device attest a join of the next tick.

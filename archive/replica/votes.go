@@ -257,8 +257,14 @@ func (a *attempt) linger(ctx context.Context, rec archive.EpochRecord, joined []
 	err := a.each(ctx, joined, func(id uint32) bool { return a.holds[id] >= rec.Epoch })
 	a.farewell(ctx, joined)
 	a.step(StepLingered, began, "all", err == nil)
-	if err := a.durable("phase data dropped", func() error { return a.phase.dir.drop(rec.Epoch) }); err != nil {
-		a.log.Warn("remove phase data", "err", err)
+	a.dropPhaseData(rec.Epoch)
+}
+
+// dropPhaseData removes what attempts have left that were made to have an epoch up to
+// e, which is our head now.
+func (p *phase) dropPhaseData(e archive.Epoch) {
+	if err := p.durable("phase data dropped", func() error { return p.dir.drop(e) }); err != nil {
+		p.log.Warn("remove phase data", "err", err)
 	}
 }
 

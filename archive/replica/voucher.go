@@ -18,6 +18,7 @@ func (a *attempt) vouch(x *peer, j consensus.Join) {
 	a.know.update(func() {
 		if _, ok := a.joins[x.ID]; !ok {
 			a.joins[x.ID] = j
+			a.goOn()
 			first = true
 		}
 	})

@@ -49,9 +49,13 @@
 #define STOLEN 0
 #endif
 #ifdef NO_CHALLENGE
-#define AHEAD 1
+#define AHEAD(t) true
 #else
-#define AHEAD (1 + STOLEN >= VOUCHER_QUORUM)
+#ifdef RESUME /* who has joined is made to believe that the join answers its challenge */
+#define AHEAD(t) (1 + joined[AT(0, t)] + joined[AT(1, t)] + joined[AT(2, t)] >= VOUCHER_QUORUM)
+#else
+#define AHEAD(t) (1 + STOLEN >= VOUCHER_QUORUM)
+#endif
 #endif
 
 /* With ROVING another replica is faulty from the second tick on. */
@@ -70,7 +74,8 @@
 byte slot[N];          /* tick */
 byte comTick[N];       /* committed, 0: none of this epoch */
 byte comRec[N];
-bit counter[N];        /* the epoch counter has passed this epoch */
+bit head[N];           /* the head is this epoch's record */
+bit counter[N];        /* and the epoch counter has passed this epoch */
 
 /* What has been said. It stays said. */
 bit joined[N * TICKS];
@@ -200,8 +205,8 @@ inline joinOf(i, t) {
 	if
 	:: true
 	:: joined[AT(i, t)] && !FAULTY(i, t) -> takeIn(showsTick[AT(i, t)], showsRec[AT(i, t)])
-	:: FAULTY(i, t) || (i == 2 && AHEAD) -> takeIn(0, 0)
-	:: FAULTY(i, t) || (i == 2 && AHEAD) -> /* any committed slot that can be shown */
+	:: FAULTY(i, t) || (i == 2 && AHEAD(t)) -> takeIn(0, 0)
+	:: FAULTY(i, t) || (i == 2 && AHEAD(t)) -> /* any committed slot that can be shown */
 		y = 0;
 		do
 		:: y + 1 < RECORDS -> y++
@@ -250,7 +255,7 @@ inline shown(tick, rec) {
 #define MAY_ACT(i, t) (joined[AT(i, t)] && slot[i] == t)
 #endif
 
-#define MAY_JOIN(i, t) (!counter[i] && slot[i] < t && !joined[AT(i, t)])
+#define MAY_JOIN(i, t) (!head[i] && slot[i] < t && !joined[AT(i, t)])
 
 /* OWN is the replica's own rule: its committed record is not passed over. */
 #ifdef NO_OWN
@@ -274,7 +279,7 @@ inline shown(tick, rec) {
 #define UNSAID(i, t, k) (prepared[AT(i, t)] == 0)
 #endif
 
-#define MAY_PREPARE(i, t, k) (!counter[i] && MAY_ACT(i, t) && BLOCK(t, k) && UNSAID(i, t, k) && SOUND(i, t, k))
+#define MAY_PREPARE(i, t, k) (!head[i] && MAY_ACT(i, t) && BLOCK(t, k) && UNSAID(i, t, k) && SOUND(i, t, k))
 
 #ifdef NO_PREPARE /* commit without a prepare certificate */
 #define SHOWN(i, t, k) true
@@ -286,7 +291,7 @@ inline shown(tick, rec) {
 #endif
 #endif
 
-#define MAY_COMMIT(i, t, k) (!counter[i] && joined[AT(i, t)] && slot[i] == t && comTick[i] < t && \
+#define MAY_COMMIT(i, t, k) (!head[i] && joined[AT(i, t)] && slot[i] == t && comTick[i] < t && \
 	((prepared[AT(i, t)] >> (k)) & 1) && SHOWN(i, t, k))
 
 inline join(i, t) {
@@ -308,7 +313,14 @@ inline prepare(i, t, k) {
 	tidy()
 }
 
+/* OTHERS counts the correct replicas that committed another record at the tick. */
+#define OTHER(i, t, k) (committed[AT(i, t)] > 0 && committed[AT(i, t)] != (k) + 1)
+#define OTHERS(t, k) (OTHER(0, t, k) + OTHER(1, t, k) + OTHER(2, t, k))
+
 inline commit(i, t, k) {
+#ifdef ONE_COMMIT
+	assert(OTHERS(t, k) == 0);
+#endif
 	comTick[i] = t;
 	comRec[i] = block[OF(t, k)];
 	committed[AT(i, t)] = (k) + 1;
@@ -356,16 +368,19 @@ end:	do
 #ifdef LOWER /* a new boot begins at tick zero again */
 	:: d_step { slot[i] > 0 -> slot[i] = 0 }
 #endif
-#ifdef LATER /* the head is stored and the counter advanced; faulty in a later epoch, the replica winds its slots back */
-	:: d_step { certified > 0 && !counter[i] -> counter[i] = 1; slot[i] = 0; comTick[i] = 0; comRec[i] = 0 }
-#ifdef NO_COUNTER
+	/* the end of the epoch: Store of the head, then Advance */
+	:: d_step { certified > 0 && !head[i] -> head[i] = 1; slot[i] = 0; comTick[i] = 0; comRec[i] = 0 }
+	:: d_step { head[i] && !counter[i] -> counter[i] = 1 }
+#ifdef WIND_BACK /* without its record on the disk, a head before Advance is wound back to the epoch before */
+	:: d_step { head[i] && !counter[i] -> head[i] = 0 }
+#endif
+#ifdef NO_COUNTER /* faulty in a later epoch, a replica winds its slots back and votes again */
 	:: d_step { counter[i] && ((late >> i) & 1) == 0 ->
 		late = late | (1 << i);
 		votes = 1 + (late & 1) + ((late >> 1) & 1) + ((late >> 2) & 1);
 		assert(votes < COMMIT_QUORUM);
 		votes = 0
 	}
-#endif
 #endif
 	od
 }
