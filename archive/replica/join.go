@@ -458,7 +458,7 @@ func (p *phase) abstain(ctx context.Context) (tick uint64, err error) {
 
 // attemptLimit is how long an attempt may take for one step before who is in it gives
 // it up for the next: a faulty replica may have split it.
-func (p *phase) attemptLimit() time.Duration { return p.Roster.Limits.Phase.Std() / 4 }
+func (p *phase) attemptLimit() time.Duration { return p.Roster.Limits.Phase.Std() / 3 }
 
 // takeEarly takes from a board what matters before an attempt is joined.
 func (p *phase) takeEarly(ctx context.Context, x *peer, it item) error {
