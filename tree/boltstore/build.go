@@ -15,14 +15,14 @@ import (
 )
 
 // Build makes the file at path from pairs, which must come in order, and
-// replaces what was there. It writes path + ".new", compares the root with
-// want unless that is nil, syncs and renames; before that path is untouched,
-// and after an error it stays so. One Build of a path at a time. It makes
+// replaces what was there. It writes path + ".new", in place of whatever lies
+// there, compares the root with want unless that is nil, syncs and renames;
+// before that path is untouched, and after an error it stays so. One Build of a path at a time. It makes
 // digests on all processors and needs some MB of memory, however many pairs
 // there are; pairs may use the memory of one for the next.
 func Build(ctx context.Context, path string, pairs iter.Seq2[tree.Pair, error], want *tree.Hash) (tree.Hash, uint64, error) {
 	temp := path + ".new"
-	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.RemoveAll(temp); err != nil {
 		return tree.Hash{}, 0, err
 	}
 	st, err := build(ctx, temp, pairs)

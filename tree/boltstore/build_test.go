@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"github.com/bonafide-archive/bonafide/tree"
 )
@@ -78,6 +79,23 @@ func TestCompact(t *testing.T) {
 	s.Close()
 	if err := Compact(t.Context(), path); !errors.Is(err, ErrRoot) {
 		t.Errorf("of a damaged tree: got %v, want %v", err, ErrRoot)
+	}
+}
+
+// What lies where Build writes first, even a directory, does not hinder it.
+func TestBuildObstacle(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tree.db")
+	for name, obstacle := range map[string]func(string) error{
+		"a directory": func(p string) error { return os.MkdirAll(filepath.Join(p, "x"), 0o700) },
+		"a pipe":      func(p string) error { return unix.Mkfifo(p, 0o600) },
+		"a link":      func(p string) error { return os.Symlink("tree.db", p) },
+	} {
+		if err := obstacle(path + ".new"); err != nil {
+			t.Fatal(err)
+		}
+		if _, n, err := Build(t.Context(), path, seq(sized(10, 5)), nil); err != nil || n != 10 {
+			t.Errorf("%s: %d names, %v", name, n, err)
+		}
 	}
 }
 
