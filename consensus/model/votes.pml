@@ -10,15 +10,20 @@
  * Every step of a correct replica is one transition, and none is ever forced:
  * so a replica may be cut off after any of them, and every order is tried. Only
  * what a device holds binds it from then on. Which tick a replica joins is left
- * open but for "only upward". The engine may decide BLOCKS different blocks in a
- * tick, each of which passes the check; none that fails it need be modelled,
- * since every correct replica checks again.
+ * open but for "only upward". Once a certificate exists, a replica may Store the
+ * head, which clears its other slots, and then Advance its counter, two steps:
+ * from the first on it takes no part in the epoch. The engine may decide BLOCKS
+ * different blocks in a tick, each of which passes the check; none that fails it
+ * need be modelled, since every correct replica checks again.
  *
  * Bounds: TICKS attempts at one epoch, BLOCKS blocks in each.
- * Not modelled: change of epoch, merge, bodies, time, that anything ever ends.
+ * Not modelled: the epoch after, merge, bodies, time, that anything ever ends.
  *
- * The promise is the assertion in accept: no two records are certified.
- * Each macro below, from NO_HONOUR on, drops or changes one rule.
+ * The promise is the assertion in accept: no two records are certified. With
+ * ONE_COMMIT another is checked: at one tick correct replicas commit one record.
+ * Two would not break the promise, but no join set can have both, so that the
+ * epoch may never end. Each other macro without a value drops or changes one
+ * rule, but for GARBAGE.
  */
 
 #define N 4
@@ -51,7 +56,7 @@
 #ifdef NO_CHALLENGE
 #define AHEAD(t) true
 #else
-#ifdef RESUME /* who has joined is made to believe that the join answers its challenge */
+#ifdef RESUME /* whoever has joined is made to believe that this answers its challenge */
 #define AHEAD(t) (1 + joined[AT(0, t)] + joined[AT(1, t)] + joined[AT(2, t)] >= VOUCHER_QUORUM)
 #else
 #define AHEAD(t) (1 + STOLEN >= VOUCHER_QUORUM)
@@ -273,7 +278,7 @@ inline shown(tick, rec) {
 #define SOUND(i, t, k) OWN(i, t, k)
 #endif
 
-#ifdef RESUME /* the directory of another boot is believed: what was said is forgotten */
+#ifdef RESUME /* the directory of another boot is believed: what was said is forgotten, what was asked is the attacker's */
 #define UNSAID(i, t, k) (((prepared[AT(i, t)] >> (k)) & 1) == 0)
 #else
 #define UNSAID(i, t, k) (prepared[AT(i, t)] == 0)
