@@ -823,7 +823,7 @@ func (a *attempt) start(ctx context.Context) {
 
 // watchTime wakes who waits, so that they see for how long the attempt is idle.
 func (a *attempt) watchTime(ctx context.Context) {
-	for pause(ctx, min(a.attemptLimit(), a.Roster.Limits.Grace.Std())/4) == nil {
+	for pause(ctx, max(retryPause, min(a.attemptLimit(), a.Roster.Limits.Grace.Std())/4)) == nil {
 		a.know.update(func() {})
 	}
 }
