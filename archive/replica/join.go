@@ -595,6 +595,7 @@ type attempt struct {
 	work     *tasks
 
 	moved     atomic.Int64              // when the attempt last went on, Unix ns
+	passed    time.Time                 // when a join at a later tick was seen first
 	joins     map[uint32]consensus.Join // the first of each
 	vouchers  map[uint32]consensus.Voucher
 	proposals map[uint32]proposal
@@ -884,9 +885,7 @@ func (a *attempt) pointless() error {
 	case a.newest.Epoch > a.base.Epoch:
 		return errCertified
 	case len(a.joins) < a.Roster.Quorum():
-		if a.idle() > a.Roster.Limits.Grace.Std() {
-			a.want(a.tick)
-		}
+		a.follows()
 	case a.idle() > a.attemptLimit():
 		a.want(a.tick + 1)
 	default:
@@ -896,6 +895,20 @@ func (a *attempt) pointless() error {
 		return errMoveUp
 	}
 	return nil
+}
+
+// follows goes after a single peer to a later tick, once others have had a grace, from
+// when that was seen and from when the attempt last went on, to join ours. It wants
+// know.
+func (a *attempt) follows() {
+	grace := a.Roster.Limits.Grace.Std()
+	switch {
+	case a.reachedBy(1) <= a.tick:
+	case a.passed.IsZero():
+		a.passed = time.Now()
+	case time.Since(a.passed) > grace && a.idle() > grace:
+		a.want(a.tick)
+	}
 }
 
 // idle is for how long the attempt has not gone on.
