@@ -49,7 +49,7 @@ func TestCertifiedWithoutTree(t *testing.T) {
 // has put it on its disk, and no other.
 func (c *cluster) dieCertifying(one uint32) {
 	c.reset(c.all()...)
-	put := make(chan struct{})
+	put, committed := make(chan struct{}), make(chan struct{}, len(c.Replicas))
 	var once sync.Once
 	var all sync.WaitGroup
 	for _, id := range c.all() {
@@ -57,9 +57,15 @@ func (c *cluster) dieCertifying(one uint32) {
 		config := c.config(id)
 		config.at = func(point string) {
 			switch {
+			case id == one && point == "before record":
+				for range len(c.Replicas) - 1 { // else the others could take it for theirs
+					<-committed
+				}
+				return
 			case id == one && point == "before head":
 				once.Do(func() { close(put) })
 			case id != one && point == "before record":
+				committed <- struct{}{}
 				<-put
 			default:
 				return
