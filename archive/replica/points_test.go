@@ -25,7 +25,8 @@ var within = []string{"storeSlots", "rebuild", "repair"}
 // phaseFiles hold the update phase. Others are of the service process, or hold
 // what the phase calls.
 var phaseFiles = []string{
-	"agree.go", "board.go", "catchup.go", "join.go", "merge.go", "open.go", "phase.go", "propose.go", "voucher.go", "votes.go",
+	"agree.go", "attempt.go", "board.go", "catchup.go", "greet.go", "join.go", "merge.go", "open.go", "phase.go", "propose.go", "voucher.go",
+	"votes.go",
 }
 
 // Every line of the update phase that changes something durable has a named
