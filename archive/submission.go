@@ -179,11 +179,6 @@ func (s Submission) Size() uint64 {
 	return sum
 }
 
-// Entry returns the tree's value for x when s binds it in epoch e.
-func (s Submission) Entry(x Binding, e Epoch) Entry {
-	return Entry{Content: x.Content, Writer: s.Writer, Epoch: e}
-}
-
 // Permitted checks that w may write every name of s.
 func (w Writer) Permitted(s Submission) error {
 	for _, x := range s.Bindings {

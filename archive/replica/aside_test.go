@@ -110,7 +110,7 @@ func TestPendingUnopened(t *testing.T) {
 	if err := os.Symlink(filepath.Join(dir, "loop"), filepath.Join(dir, "loop")); err != nil {
 		t.Fatal(err)
 	}
-	damage, err := p.takeRows(filepath.Join(dir, "loop"))
+	damage, err := p.takeRows(filepath.Join(dir, "loop"), keepAll)
 	if damage != nil || err == nil || errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got damage %v, error %v", damage, err)
 	}

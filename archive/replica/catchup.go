@@ -464,27 +464,17 @@ func (p *phase) patience() time.Duration {
 // whose names are all bound now, to whatever, and those that can be bound no
 // more.
 func (p *phase) settle(rec archive.EpochRecord) error {
-	pending, err := p.pending()
-	if err != nil {
-		return err
-	}
 	t, err := p.store.OpenTree(true)
 	if err != nil {
 		return err
 	}
 	defer t.Close()
-	var gone []archive.Digest
-	err = pending.Each(func(s archive.Submission) error {
-		over, err := p.isSettled(t, rec, s)
-		if over {
-			gone = append(gone, s.Digest())
-		}
-		return err
+	return p.durable("pending dropped", func() error {
+		return p.store.thinPending(func(s archive.Submission) (bool, error) {
+			over, err := p.isSettled(t, rec, s)
+			return !over, err
+		})
 	})
-	if err != nil || len(gone) == 0 {
-		return err
-	}
-	return p.durable("pending dropped", func() error { return pending.Drop(gone) })
 }
 
 func (p *phase) isSettled(t *boltstore.Store, rec archive.EpochRecord, s archive.Submission) (bool, error) {

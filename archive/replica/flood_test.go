@@ -283,10 +283,12 @@ func TestBodyIsShared(t *testing.T) {
 	must(t, err)
 	body, got := newBodyScanner(p.dir.body(m)), make(map[archive.KeyID]int)
 	for {
-		s, _, err := body.next()
+		raw, _, err := body.next()
 		if err != nil {
 			break
 		}
+		s, err := archive.ParseSubmission(raw)
+		must(t, err)
 		got[s.Writer]++
 	}
 	if n := got[archive.KeyIDOf(public)]; len(got) != 2 || n != 2 || got[archive.KeyIDOf(a.Writer.Public().(ed25519.PublicKey))] != 5 {

@@ -167,7 +167,7 @@ func FuzzPendingFile(f *testing.F) {
 	a := archivetest.NewRoster(f, 4)
 	dir := f.TempDir()
 	path := filepath.Join(dir, pendingFile)
-	p, err := openPending(path)
+	p, err := openPending(path, keepAll)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func FuzzPendingFile(f *testing.F) {
 	f.Add([]byte{0, 0, 0x10, 8, 2, 0, 0, 0x30, 10, 255})
 	f.Fuzz(func(t *testing.T, edits []byte) {
 		must(t, os.WriteFile(path, edited(whole, edits), 0o600))
-		p, err := openPending(path)
+		p, err := openPending(path, keepAll)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/bits"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/bonafide-archive/bonafide/archive"
@@ -48,171 +49,216 @@ func medianTime(b consensus.Block) time.Time {
 	return time.Unix(all[(len(all)-1)/2], 0).UTC()
 }
 
-// proposalBody yields a body's submissions, their digests strictly ascending,
-// and then io.EOF.
+// proposalBody yields the bytes of a body's submissions, their digests strictly
+// ascending, and then io.EOF. What it yielded last is its own again with the next.
 type proposalBody interface {
-	next() (archive.Submission, archive.Digest, error)
+	next() ([]byte, archive.Digest, error)
 }
 
 // rows walks the tree's pairs in order from a name on, until fn returns an
 // error.
 type rows func(ctx context.Context, from []byte, fn func(name, val []byte) error) error
 
+// additions is what an epoch adds to the tree. There may be a million names: none is
+// held as an entry before it is needed, and no submission as a whole.
+type additions struct {
+	archive archive.Digest
+	epoch   archive.Epoch
+	at      time.Time // the epoch's
+	age     time.Duration
+	writers []archive.Writer
+	keys    []archive.KeyID       // of the writers
+	places  map[archive.KeyID]int // of the keys
+	subs    []submitted
+	values  []value
+}
+
+// submitted is a submission without its bindings.
+type submitted struct {
+	digest  archive.Digest
+	created int64  // Unix s
+	in      uint64 // bit i: the i-th proposal contains it
+	names   uint64
+	size    uint64 // of its contents, in bytes
+	writer  int
+	refused bool // over quota
+}
+
+// value is one value wanted for a name.
+type value struct {
+	name archive.Name
+	archive.Content
+	writer, sub uint32
+}
+
 // merge returns what the proposals add to the tree (talk, slide "Operation of
 // Bonafide"). It depends on its arguments alone, so all replicas get the same:
 // what is too old, not permitted or over quota is dropped, a name that is bound
 // keeps its entry, and of several values for one name that of most proposals
 // wins, then the lowest.
-func merge(ctx context.Context, r *archive.Roster, e archive.Epoch, at time.Time, bodies []proposalBody, old rows) ([]tree.Pair, error) {
-	all, err := unite(bodies)
-	if err != nil {
+func merge(ctx context.Context, r *archive.Roster, e archive.Epoch, at time.Time, bodies []proposalBody, old rows) (*additions, error) {
+	a := &additions{
+		archive: r.ID(), epoch: e, at: at, age: r.Limits.SubmissionAge.Std(),
+		writers: r.Writers, places: make(map[archive.KeyID]int),
+	}
+	for i, w := range r.Writers {
+		k := archive.KeyIDOf(ed25519Public(w.Key))
+		a.keys, a.places[k] = append(a.keys, k), i
+	}
+	if err := unite(bodies, a.admit); err != nil {
 		return nil, err
 	}
-	wanted := contest(withinQuota(admissible(all, r, at)), e)
-	return unbound(ctx, wanted, old)
+	a.withinQuota()
+	a.contest()
+	return a, a.unbound(ctx, old)
 }
 
-// united is a submission with the proposals that contain it.
-type united struct {
-	archive.Submission
+// head is the next submission of a body; nil at its end.
+type head struct {
+	raw    []byte
 	digest archive.Digest
-	in     uint64 // bit i: the i-th proposal
-	writer archive.Writer
 }
 
-// unite merges sorted bodies: every submission once.
-func unite(bodies []proposalBody) (all []united, err error) {
-	heads := make([]*united, len(bodies))
-	advance := func(i int) error {
-		s, d, err := bodies[i].next()
-		heads[i] = nil
+// unite merges sorted bodies: it calls take once for every submission, with those
+// that contain it as bits.
+func unite(bodies []proposalBody, take func(raw []byte, d archive.Digest, in uint64) error) error {
+	heads := make([]head, len(bodies))
+	advance := func(i int) (err error) {
+		heads[i].raw, heads[i].digest, err = bodies[i].next()
 		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err == nil {
-			heads[i] = &united{Submission: s, digest: d}
+			heads[i].raw, err = nil, nil
 		}
 		return err
 	}
 	for i := range bodies {
 		if err := advance(i); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	for {
-		least := lowest(heads)
-		if least == nil {
-			return all, nil
+		least, in := lowest(heads)
+		if in == 0 {
+			return nil
 		}
-		u := *least
-		for i, h := range heads {
-			if h == nil || h.digest != u.digest {
-				continue
-			}
-			u.in |= 1 << i
-			if err := advance(i); err != nil {
-				return nil, err
+		if err := take(least.raw, least.digest, in); err != nil {
+			return err
+		}
+		for ; in != 0; in &= in - 1 {
+			if err := advance(bits.TrailingZeros64(in)); err != nil {
+				return err
 			}
 		}
-		all = append(all, u)
 	}
 }
 
-func lowest(heads []*united) (least *united) {
-	for _, h := range heads {
-		if h != nil && (least == nil || bytes.Compare(h.digest[:], least.digest[:]) < 0) {
-			least = h
+// lowest returns the head of the lowest digest, and whose it is, as bits.
+func lowest(heads []head) (least head, in uint64) {
+	for i, h := range heads {
+		c := bytes.Compare(h.digest[:], least.digest[:])
+		switch {
+		case h.raw == nil || in != 0 && c > 0:
+		case in != 0 && c == 0:
+			in |= 1 << i
+		default:
+			least, in = h, 1<<i
 		}
 	}
-	return least
+	return least, in
 }
 
-// admissible drops what is of another archive or writer, outside its age at the
-// epoch's time, or for names that its writer may not write.
-func admissible(all []united, r *archive.Roster, at time.Time) (kept []united) {
-	id, writers := r.ID(), make(map[archive.KeyID]archive.Writer)
-	for _, w := range r.Writers {
-		writers[archive.KeyIDOf(ed25519Public(w.Key))] = w
+// admit takes a submission, unless it is of another archive or writer, outside its
+// age at the epoch's time, or for names that its writer may not write.
+func (a *additions) admit(raw []byte, d archive.Digest, in uint64) error {
+	s, err := archive.ParseSubmission(raw)
+	if err != nil {
+		return err
 	}
-	for _, u := range all {
-		w, ok := writers[u.Writer]
-		if !ok || u.Archive != id || w.Permitted(u.Submission) != nil || u.Fresh(at, r.Limits.SubmissionAge.Std()) != nil {
-			continue
-		}
-		u.writer = w
-		kept = append(kept, u)
+	w, ok := a.places[s.Writer]
+	if !ok || s.Archive != a.archive || a.writers[w].Permitted(s) != nil || s.Fresh(a.at, a.age) != nil {
+		return nil
 	}
-	return kept
+	for _, x := range s.Bindings {
+		a.values = append(a.values, value{x.Name, x.Content, uint32(w), uint32(len(a.subs))})
+	}
+	a.subs = append(a.subs, submitted{
+		digest: d, created: s.Created.Unix(), in: in, names: uint64(len(s.Bindings)), size: s.Size(), writer: w,
+	})
+	return nil
 }
 
 // withinQuota drops what exceeds its writer's quota. What stands in more
 // proposals comes first, then what is older, then the lower digest.
-func withinQuota(all []united) (kept []united) {
-	slices.SortFunc(all, func(a, b united) int {
+func (a *additions) withinQuota() {
+	order := make([]*submitted, len(a.subs))
+	for i := range a.subs {
+		order[i] = &a.subs[i]
+	}
+	slices.SortFunc(order, func(x, y *submitted) int {
 		return cmp.Or(
-			cmp.Compare(bits.OnesCount64(b.in), bits.OnesCount64(a.in)),
-			a.Created.Compare(b.Created),
-			bytes.Compare(a.digest[:], b.digest[:]),
+			cmp.Compare(bits.OnesCount64(y.in), bits.OnesCount64(x.in)),
+			cmp.Compare(x.created, y.created),
+			bytes.Compare(x.digest[:], y.digest[:]),
 		)
 	})
-	used := make(map[archive.KeyID]Stats)
-	for _, u := range all {
-		have, n, size := used[u.Writer], uint64(len(u.Bindings)), u.Size()
-		if n > u.writer.Names-min(have.Names, u.writer.Names) || size > u.writer.Bytes-min(have.Bytes, u.writer.Bytes) {
+	used := make([]Stats, len(a.writers))
+	for _, s := range order {
+		w, have := a.writers[s.writer], &used[s.writer]
+		if s.names > w.Names-min(have.Names, w.Names) || s.size > w.Bytes-min(have.Bytes, w.Bytes) {
+			s.refused = true
 			continue
 		}
-		used[u.Writer] = Stats{have.Names + n, have.Bytes + size}
-		kept = append(kept, u)
+		have.Names, have.Bytes = have.Names+s.names, have.Bytes+s.size
 	}
-	return kept
+	a.values = slices.DeleteFunc(a.values, func(v value) bool { return a.subs[v.sub].refused })
 }
 
-// value is one value wanted for a name, with the proposals that want it.
-type value struct {
-	name string
-	val  []byte
-	in   uint64
-}
-
-// contest returns one value for each name, by ascending name: that of most
+// contest leaves one value for each name, by ascending name: that of most
 // proposals, of several the one whose encoding is lowest.
-func contest(all []united, e archive.Epoch) (won []value) {
-	var wanted []value
-	for _, u := range all {
-		for _, x := range u.Bindings {
-			wanted = append(wanted, value{string(x.Name), u.Entry(x, e).Bytes(), u.in})
+func (a *additions) contest() {
+	slices.SortFunc(a.values, func(v, w value) int {
+		if v.name != w.name {
+			return strings.Compare(string(v.name), string(w.name))
 		}
-	}
-	slices.SortFunc(wanted, func(a, b value) int {
-		return cmp.Or(cmp.Compare(a.name, b.name), bytes.Compare(a.val, b.val))
+		return bytes.Compare(a.entry(v), a.entry(w))
 	})
-	for i := 0; i < len(wanted); {
-		v := wanted[i]
-		for i++; i < len(wanted) && wanted[i].name == v.name && bytes.Equal(wanted[i].val, v.val); i++ {
-			v.in |= wanted[i].in
+	won, most := 0, 0
+	for rest := a.values; len(rest) > 0; {
+		v, in := rest[0], uint64(0)
+		for len(rest) > 0 && rest[0].name == v.name && rest[0].Content == v.Content && rest[0].writer == v.writer {
+			in |= a.subs[rest[0].sub].in
+			rest = rest[1:]
 		}
-		if n := len(won); n == 0 || won[n-1].name != v.name {
-			won = append(won, v)
-		} else if bits.OnesCount64(v.in) > bits.OnesCount64(won[n-1].in) {
-			won[n-1] = v
+		votes := bits.OnesCount64(in)
+		if won == 0 || a.values[won-1].name != v.name {
+			won++
+		} else if votes <= most {
+			continue
 		}
+		a.values[won-1], most = v, votes
 	}
-	return won
+	clear(a.values[won:])
+	a.values, a.subs = a.values[:won], nil
+}
+
+// entry is the tree's value for v.
+func (a *additions) entry(v value) []byte {
+	return archive.Entry{Content: v.Content, Writer: a.keys[v.writer], Epoch: a.epoch}.Bytes()
 }
 
 var errDone = errors.New("done")
 
-// unbound returns the values whose names the old rows do not hold, by one scan
-// of both in order.
-func unbound(ctx context.Context, wanted []value, old rows) (pairs []tree.Pair, err error) {
+// unbound leaves the values whose names the old rows do not hold, by one scan of
+// both in order.
+func (a *additions) unbound(ctx context.Context, old rows) error {
+	wanted, kept := a.values, a.values[:0]
 	if len(wanted) == 0 {
-		return nil, nil
+		return nil
 	}
-	err = old(ctx, []byte(wanted[0].name), func(name, _ []byte) error {
-		for len(wanted) > 0 && wanted[0].name < string(name) {
-			pairs, wanted = append(pairs, wanted[0].pair()), wanted[1:]
+	err := old(ctx, []byte(wanted[0].name), func(name, _ []byte) error {
+		for len(wanted) > 0 && string(wanted[0].name) < string(name) {
+			kept, wanted = append(kept, wanted[0]), wanted[1:]
 		}
-		if len(wanted) > 0 && wanted[0].name == string(name) {
+		if len(wanted) > 0 && string(wanted[0].name) == string(name) {
 			wanted = wanted[1:]
 		}
 		if len(wanted) == 0 {
@@ -221,15 +267,28 @@ func unbound(ctx context.Context, wanted []value, old rows) (pairs []tree.Pair, 
 		return nil
 	})
 	if err != nil && !errors.Is(err, errDone) {
-		return nil, err
+		return err
 	}
-	for _, v := range wanted {
-		pairs = append(pairs, v.pair())
-	}
-	return pairs, nil
+	a.values = append(kept, wanted...)
+	return nil
 }
 
-func (v value) pair() tree.Pair { return tree.Pair{Name: []byte(v.name), Val: v.val} }
+// addedAtOnce is how many pairs are held as such at a time.
+const addedAtOnce = 1 << 15
+
+// each calls fn with the pairs, by ascending name, some at a time.
+func (a *additions) each(fn func([]tree.Pair) error) error {
+	for some := range slices.Chunk(a.values, addedAtOnce) {
+		pairs := make([]tree.Pair, len(some))
+		for i, v := range some {
+			pairs[i] = tree.Pair{Name: []byte(v.name), Val: a.entry(v)}
+		}
+		if err := fn(pairs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // apply builds the record of the block, or the one that it carries, and the tree
 // that belongs to it.
@@ -334,11 +393,14 @@ func (a *attempt) write(ctx context.Context, origin consensus.Block, rec archive
 	for _, p := range origin.Proposals {
 		bodies = append(bodies, newBodyScanner(a.phase.dir.body(p.Join.Manifest)))
 	}
-	pairs, err := merge(ctx, a.Roster, rec.Epoch, rec.Time, bodies, t.Walk)
+	added, err := merge(ctx, a.Roster, rec.Epoch, rec.Time, bodies, t.Walk)
 	if err != nil {
 		return root, 0, err
 	}
-	if err := a.durable("tree", func() error { _, _, err := t.Apply(ctx, pairs); return err }); err != nil {
+	err = a.durable("tree", func() error {
+		return added.each(func(pairs []tree.Pair) error { _, _, err := t.Apply(ctx, pairs); return err })
+	})
+	if err != nil {
 		return root, 0, err
 	}
 	all, err := t.RehashEach(ctx, nil, upTo(a.base.Epoch))

@@ -22,12 +22,22 @@ import (
 // list is a body in memory.
 type list []archive.Submission
 
-func (l *list) next() (s archive.Submission, d archive.Digest, err error) {
+func (l *list) next() (b []byte, d archive.Digest, err error) {
 	if len(*l) == 0 {
-		return s, d, io.EOF
+		return nil, d, io.EOF
 	}
-	s, *l = (*l)[0], (*l)[1:]
-	return s, s.Digest(), nil
+	b, *l = (*l)[0].Bytes(), (*l)[1:]
+	return b, archive.DigestOf(b), nil
+}
+
+// merged returns what merge adds, all at once.
+func merged(r *archive.Roster, e archive.Epoch, at time.Time, bodies []proposalBody, old rows) (all []tree.Pair, err error) {
+	a, err := merge(context.Background(), r, e, at, bodies, old)
+	if err != nil {
+		return nil, err
+	}
+	err = a.each(func(some []tree.Pair) error { all = append(all, some...); return nil })
+	return all, err
 }
 
 // sortedBody returns the submissions as a body holds them.
@@ -169,7 +179,7 @@ func TestMergeIsNaiveMerge(t *testing.T) {
 				old = append(old, tree.Pair{Name: []byte(n), Val: []byte("old")})
 			}
 		}
-		got, err := merge(context.Background(), r, 7, at, bodies, rowsOf(old))
+		got, err := merged(r, 7, at, bodies, rowsOf(old))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -224,7 +234,7 @@ func TestMergeRules(t *testing.T) {
 			l := list(sortedBody(b))
 			bodies = append(bodies, &l)
 		}
-		pairs, err := merge(t.Context(), r, 3, at, bodies, rowsOf(tt.old))
+		pairs, err := merged(r, 3, at, bodies, rowsOf(tt.old))
 		if err != nil {
 			t.Fatal(err)
 		}

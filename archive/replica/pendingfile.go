@@ -15,14 +15,14 @@ import (
 
 // openPending opens the buffer at path. Since bbolt must not write to a file that
 // is damaged, and cannot tell, the rows that vouch for themselves are moved to a
-// new file first. Of a damaged file that which can be read is kept, and the file
-// set aside.
-func openPending(path string) (*Pending, error) {
+// new file first, if they are to be kept. Of a damaged file that which can be read
+// is kept, and the file set aside.
+func openPending(path string, keep sieve) (*Pending, error) {
 	lock, err := lockFile(path + ".lock")
 	if err != nil {
 		return nil, err
 	}
-	p, err := renewed(path)
+	p, err := renewed(path, keep)
 	if errors.Is(err, ErrFull) { // no room for a new one: better the old than none
 		p, err = loaded(path)
 	}

@@ -14,9 +14,14 @@ import (
 	"github.com/bonafide-archive/bonafide/tree/boltstore"
 )
 
-// renewed makes a new file from the rows of the one at path, puts it in its
-// place and returns it open.
-func renewed(path string) (*Pending, error) {
+// sieve says which submissions a new file takes over from the old.
+type sieve func(archive.Submission) (keep bool, err error)
+
+func keepAll(archive.Submission) (bool, error) { return true, nil }
+
+// renewed makes a new file from the rows of the one at path that are to be kept,
+// puts it in its place and returns it open.
+func renewed(path string, keep sieve) (*Pending, error) {
 	fresh := path + ".new"
 	if err := errors.Join(evict(path), os.RemoveAll(fresh)); err != nil {
 		return nil, err
@@ -25,7 +30,7 @@ func renewed(path string) (*Pending, error) {
 	if err != nil {
 		return nil, err
 	}
-	damage, err := p.takeRows(path)
+	damage, err := p.takeRows(path, keep)
 	if err == nil && damage != nil {
 		err = aside(path)
 	}
@@ -58,7 +63,7 @@ func aside(path string) error {
 // of a submission is its digest. damage says why not all could be read; err, why
 // they could not be written, or nobody can say what the file holds: without a
 // descriptor or the right to read, a good one must not pass for a damaged one.
-func (p *Pending) takeRows(path string) (damage, err error) {
+func (p *Pending) takeRows(path string, keep sieve) (damage, err error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -72,27 +77,27 @@ func (p *Pending) takeRows(path string) (damage, err error) {
 		return nil, damage
 	}
 	if readable {
-		lost, err := p.takeReadable(path)
+		lost, err := p.takeReadable(path, keep)
 		if err != nil {
 			return nil, err
 		}
 		damage = errors.Join(damage, lost)
 	}
 	if damage != nil {
-		err = p.salvage(f)
+		err = p.salvage(f, keep)
 	}
 	return damage, err
 }
 
 // takeReadable copies what bbolt finds in a file, which it could open just before.
-func (p *Pending) takeReadable(path string) (damage, err error) {
+func (p *Pending) takeReadable(path string, keep sieve) (damage, err error) {
 	old, err := openGuarded(path, true)
 	if err != nil {
 		return nil, err
 	}
 	defer old.closeFile()
 	damage = old.Each(func(s archive.Submission) error {
-		err = p.copy(s)
+		err = p.copy(s, keep)
 		return err
 	})
 	if err == nil {
@@ -107,7 +112,7 @@ func (p *Pending) takeReadable(path string) (damage, err error) {
 
 // salvage copies the submissions that lie anywhere in a damaged file. Some may
 // have been dropped before; they will be again.
-func (p *Pending) salvage(f *os.File) error {
+func (p *Pending) salvage(f *os.File, keep sieve) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
@@ -121,14 +126,18 @@ func (p *Pending) salvage(f *os.File) error {
 		if err != nil {
 			return nil
 		}
-		return p.copy(s)
+		return p.copy(s, keep)
 	})
 	return errors.Join(err, p.flush())
 }
 
-// copy takes over a submission, for the next flush.
-func (p *Pending) copy(s archive.Submission) error {
-	_, err := p.enqueue(&put{sub: s}, nil)
+// copy takes over a submission that is to be kept, for the next flush.
+func (p *Pending) copy(s archive.Submission, keep sieve) error {
+	kept, err := keep(s)
+	if err != nil || !kept {
+		return err
+	}
+	_, err = p.enqueue(&put{sub: s}, nil)
 	if err == nil && len(p.queue) >= copyBatch {
 		err = p.flush()
 	}

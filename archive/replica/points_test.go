@@ -16,7 +16,7 @@ import (
 // value that ends in it. A tree opened to be written is made if there is none.
 var changing = []string{
 	"dir.begin", "dir.write", "dir.once", "dir.drop", "dir.putPiece", "p.storeSlots", "a.storeSlots", "MAS.Store", "MAS.Advance", "MAS.Lock",
-	"store.PutRecord", "store.Pending", "pending.Drop", "store.OpenTree(false)", "t.Apply", "boltstore.Build", "p.rebuild", "p.repair", "OpenStore", "consensus.Agree",
+	"store.PutRecord", "store.Pending", "store.thinPending", "store.OpenTree(false)", "t.Apply", "boltstore.Build", "p.rebuild", "p.repair", "OpenStore", "consensus.Agree",
 }
 
 // within are the functions that are called at points only, with what they call.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,19 +34,22 @@ func (a *attempt) freeze(ctx context.Context) (consensus.Manifest, error) {
 	}
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(a.writeBody(ctx, w, pending)) }()
-	defer r.Close()
 	err = consensus.Split(r, func(piece []byte) error {
 		m.Size += uint64(len(piece))
 		m.Pieces = append(m.Pieces, consensus.NewPiece(piece))
 		return a.durable("piece", func() error { return a.phase.dir.putPiece(piece) })
 	})
-	return m, err
+	r.Close()
+	return m, errors.Join(err, a.store.closePending())
 }
 
 // pending opens the buffer of submissions: its file is made anew, and a damaged one
 // set aside.
 func (p *phase) pending() (b *Pending, err error) {
 	err = p.durable("pending opened", func() (err error) { b, err = p.store.Pending(); return err })
+	if err == nil && b.damage != nil {
+		p.log.Warn("the pending buffer was damaged; kept what could be read of it", "because", b.damage)
+	}
 	return b, err
 }
 
@@ -84,10 +88,10 @@ func writeSubmission(w io.Writer, b []byte) error {
 	return err
 }
 
-// bodyScanner reads a body's submissions one by one. Their digests strictly
-// ascend.
+// bodyScanner is a proposalBody that reads.
 type bodyScanner struct {
 	r    *bufio.Reader
+	raw  []byte
 	last archive.Digest
 	any  bool
 }
@@ -96,27 +100,26 @@ func newBodyScanner(r io.Reader) *bodyScanner {
 	return &bodyScanner{r: bufio.NewReaderSize(r, 1<<16)}
 }
 
-// next returns io.EOF after the last one.
-func (b *bodyScanner) next() (s archive.Submission, d archive.Digest, err error) {
+// next implements proposalBody.
+func (b *bodyScanner) next() ([]byte, archive.Digest, error) {
 	var n [4]byte
 	if _, err := io.ReadFull(b.r, n[:]); err != nil {
-		return s, d, err // io.EOF only where a submission may begin
+		return nil, b.last, err // io.EOF only where a submission may begin
 	}
 	size := binary.BigEndian.Uint32(n[:])
 	if size > uint32(archive.MaxSubmission) {
-		return s, d, fmt.Errorf("body: %w: submission of %d bytes", archive.ErrFormat, size)
+		return nil, b.last, fmt.Errorf("body: %w: submission of %d bytes", archive.ErrFormat, size)
 	}
-	raw := make([]byte, size)
-	if _, err := io.ReadFull(b.r, raw); err != nil {
-		return s, d, fmt.Errorf("body: %w", io.ErrUnexpectedEOF)
+	b.raw = slices.Grow(b.raw[:0], int(size))[:size]
+	if _, err := io.ReadFull(b.r, b.raw); err != nil {
+		return nil, b.last, fmt.Errorf("body: %w", io.ErrUnexpectedEOF)
 	}
-	d = archive.DigestOf(raw)
+	d := archive.DigestOf(b.raw)
 	if b.any && bytes.Compare(b.last[:], d[:]) >= 0 {
-		return s, d, fmt.Errorf("body: %w: submissions out of order", archive.ErrFormat)
+		return nil, b.last, fmt.Errorf("body: %w: submissions out of order", archive.ErrFormat)
 	}
 	b.last, b.any = d, true
-	s, err = archive.ParseSubmission(raw)
-	return s, d, err
+	return b.raw, d, nil
 }
 
 // digestSet remembers which submissions have good signatures.
@@ -146,12 +149,12 @@ func (s *digestSet) add(d archive.Digest) {
 func (p *phase) checkBody(ctx context.Context, m consensus.Manifest) error {
 	b := newBodyScanner(p.dir.body(m))
 	for ctx.Err() == nil {
-		s, d, err := b.next()
+		raw, d, err := b.next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err == nil && !p.checked.has(d) {
-			_, err = s.Verify(p.Roster)
+			err = p.checkSubmission(raw)
 		}
 		if err != nil {
 			return err
@@ -159,6 +162,14 @@ func (p *phase) checkBody(ctx context.Context, m consensus.Manifest) error {
 		p.checked.add(d)
 	}
 	return ctx.Err()
+}
+
+func (p *phase) checkSubmission(raw []byte) error {
+	s, err := archive.ParseSubmission(raw)
+	if err == nil {
+		_, err = s.Verify(p.Roster)
+	}
+	return err
 }
 
 // hold brings all pieces of a body here, from whichever of the peers has them,

@@ -57,15 +57,7 @@ func newStore(dir string, r *archive.Roster) *Store {
 // Close closes the contents and the pending buffer. Trees are closed by who
 // opened them.
 func (s *Store) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	err := s.contents.Close()
-	if s.pending == nil {
-		return err
-	}
-	err = errors.Join(err, s.pending.close())
-	s.pending = nil
-	return err
+	return errors.Join(s.contents.Close(), s.closePending())
 }
 
 // Roster returns the roster that the store was opened with.
@@ -100,13 +92,35 @@ func (s *Store) Pending() (*Pending, error) {
 	if s.pending != nil {
 		return s.pending, nil
 	}
-	p, err := openPending(filepath.Join(s.dir, pendingFile))
+	p, err := openPending(filepath.Join(s.dir, pendingFile), keepAll)
 	if err != nil {
 		return nil, fmt.Errorf("open pending: %w", err)
 	}
 	p.room = roomFor(len(s.roster.Writers))
 	s.pending = p
 	return p, nil
+}
+
+// closePending closes the buffer, with all that is known of what it holds, until it
+// is asked for again.
+func (s *Store) closePending() (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pending != nil {
+		err = s.pending.close()
+	}
+	s.pending = nil
+	return err
+}
+
+// thinPending drops the submissions from the buffer that keep does not, by making its
+// file anew without them. The buffer must be closed.
+func (s *Store) thinPending(keep sieve) error {
+	p, err := openPending(filepath.Join(s.dir, pendingFile), keep)
+	if err != nil {
+		return fmt.Errorf("drop from pending: %w", err)
+	}
+	return p.close()
 }
 
 // ClearTemp removes what an interrupted process left half-written. Only the

@@ -108,7 +108,7 @@ func TestServeFull(t *testing.T) {
 
 func openBuffer(t testing.TB, path string) *Pending {
 	t.Helper()
-	p, err := openPending(path)
+	p, err := openPending(path, keepAll)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -362,7 +362,7 @@ func starveBuffer(t *testing.T, path string) {
 	for n := uint64(0); p == nil; n++ {
 		limit := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: was.Max})
 		var err error
-		p, err = openPending(path)
+		p, err = openPending(path, keepAll)
 		if err := errors.Join(limit, unix.Setrlimit(unix.RLIMIT_NOFILE, &was)); err != nil {
 			t.Fatal(err)
 		}
