@@ -42,7 +42,8 @@ type Pending struct {
 	damage error       // what was found when it was opened, and not kept
 	broken atomic.Bool // bbolt panicked and kept its locks: db is not to be used or closed again
 
-	commit sync.Mutex // held by the one who writes for all that queue
+	commit  chan struct{} // full while one writes for all that queue
+	copying bool          // the file is being made: it is checked when it is whole
 
 	beginning sync.Mutex // held while a transaction begins
 
@@ -64,6 +65,7 @@ type put struct {
 	uploads map[archive.Digest]upload // not nil: these
 	again   uint64                    // bytes of those that were known before
 	learnt  []archive.Digest          // the others
+	done    chan struct{}             // closed once it is written, or err says why not; nil: nobody waits
 	err     error
 }
 
@@ -73,8 +75,11 @@ func (x *put) promises() bool { return x.uploads == nil }
 
 func (p *Pending) write(tx *bbolt.Tx, x *put) error {
 	if x.promises() {
-		d := x.sub.Digest()
-		return tx.Bucket(submissionsBucket).Put(d[:], x.sub.Bytes())
+		b, d := tx.Bucket(submissionsBucket), x.sub.Digest()
+		if p.copying { // in order
+			b.FillPercent = 0.9
+		}
+		return b.Put(d[:], x.sub.Bytes())
 	}
 	return p.writeUploads(tx, x)
 }
@@ -120,18 +125,19 @@ func (p *Pending) Admit(s archive.Submission, w archive.Writer) error {
 }
 
 func (p *Pending) admit(s archive.Submission, allowed func(Stats) error) error {
-	x := &put{sub: s}
+	x := &put{sub: s, done: make(chan struct{})}
 	known, err := p.enqueue(x, allowed)
 	if err != nil {
 		return err
 	}
-	p.commit.Lock()
-	defer p.commit.Unlock()
-	p.flush()
-	if known { // whoever brought it first has written it, or failed to
-		return cmp.Or(p.have(s.Digest()), p.onDisk(s.Digest()))
+	if !known {
+		p.await(x)
+		return x.err
 	}
-	return x.err
+	p.commit <- struct{}{}
+	defer func() { <-p.commit }()
+	p.flush() // whoever brought it first has written it now, or failed to
+	return cmp.Or(p.have(s.Digest()), p.onDisk(s.Digest()))
 }
 
 // onDisk checks that a submission is still on the disk.
@@ -179,6 +185,20 @@ func (p *Pending) have(d archive.Digest) error {
 	return nil
 }
 
+// await flushes x, or waits until another has, with all that had queued by then.
+func (p *Pending) await(x *put) {
+	select {
+	case <-x.done:
+	case p.commit <- struct{}{}:
+		defer func() { <-p.commit }()
+		select {
+		case <-x.done:
+		default:
+			p.flush()
+		}
+	}
+}
+
 // flush writes all that is queued in one transaction. The caller holds commit.
 func (p *Pending) flush() error {
 	p.mu.Lock()
@@ -196,12 +216,22 @@ func (p *Pending) flush() error {
 		}
 		return nil
 	})
-	if err == nil && slices.ContainsFunc(batch, (*put).promises) {
+	if err == nil && !p.copying && slices.ContainsFunc(batch, (*put).promises) {
 		err = p.sound()
 	}
-	if err == nil {
-		return nil
+	if err != nil {
+		p.fail(batch, err)
 	}
+	for _, x := range batch {
+		if x.done != nil {
+			close(x.done)
+		}
+	}
+	return err
+}
+
+// fail takes back what was counted of a batch that could not be written.
+func (p *Pending) fail(batch []*put, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, x := range batch {
@@ -211,7 +241,6 @@ func (p *Pending) flush() error {
 		}
 		p.unlearn(x)
 	}
-	return err
 }
 
 // Each calls fn with every submission, in the order of their digests. Rows that

@@ -77,7 +77,7 @@ func loaded(path string) (*Pending, error) {
 
 // openGuarded opens a file that may be damaged.
 func openGuarded(path string, readOnly bool) (*Pending, error) {
-	p := &Pending{room: roomFor(1)}
+	p := &Pending{room: roomFor(1), commit: make(chan struct{}, 1)}
 	o := &bbolt.Options{Timeout: lockWait, ReadOnly: readOnly}
 	o.OpenFile = func(name string, flag int, mode os.FileMode) (f *os.File, err error) {
 		f, err = os.OpenFile(name, flag, mode)

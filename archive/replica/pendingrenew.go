@@ -30,7 +30,15 @@ func renewed(path string, keep sieve) (*Pending, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.db.NoSync, p.copying = true, true // nobody relies on it yet
 	damage, err := p.takeRows(path, keep)
+	p.db.NoSync, p.copying = false, false
+	if err == nil {
+		err = p.db.Sync()
+	}
+	if err == nil {
+		err = p.sound()
+	}
 	if err == nil && damage != nil {
 		err = aside(path)
 	}

@@ -51,13 +51,11 @@ func (p *Pending) releaseUpload(id archive.KeyID, size uint64) {
 // to him. Calls that come together share an fsync. The charge for those that were
 // known before is taken back.
 func (p *Pending) putUploads(id archive.KeyID, all map[archive.Digest]upload) error {
-	x := &put{uploads: all}
+	x := &put{uploads: all, done: make(chan struct{})}
 	p.mu.Lock()
 	p.queue = append(p.queue, x)
 	p.mu.Unlock()
-	p.commit.Lock()
-	p.flush()
-	p.commit.Unlock()
+	p.await(x)
 	if x.err == nil {
 		p.releaseUpload(id, x.again)
 	}

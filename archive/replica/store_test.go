@@ -8,10 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"github.com/bonafide-archive/bonafide/archive"
@@ -394,5 +396,37 @@ func TestPendingQueuedAgain(t *testing.T) {
 	}
 	if err := p.Put(sub); err != nil || p.have(sub.Digest()) != nil {
 		t.Errorf("once written: got %v", err)
+	}
+}
+
+// Submissions that come together share an fsync: who has waited for one does not make
+// those that queue since wait behind as many as there are of them.
+func TestPutsShareAnFsync(t *testing.T) {
+	a := archivetest.NewRoster(t, 4)
+	p := openBuffer(t, filepath.Join(t.TempDir(), "pending.db"))
+	defer p.close()
+	const lanes, each = 256, 8
+	var subs []archive.Submission
+	for i := range lanes * each {
+		subs = append(subs, a.Submission(time.Now(), map[archive.Name][]byte{archive.Name(fmt.Sprintf("n/%05d", i)): nil}))
+	}
+	transactions := func() (n int) {
+		must(t, p.view(func(tx *bbolt.Tx) error { n = tx.ID(); return nil }))
+		return n
+	}
+	before := transactions()
+	var all sync.WaitGroup
+	for mine := range slices.Chunk(subs, each) {
+		all.Go(func() {
+			for _, s := range mine {
+				if err := p.Put(s); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if n := transactions() - before; n > len(subs)/32 {
+		t.Errorf("%d submissions took %d transactions", len(subs), n)
 	}
 }
