@@ -291,7 +291,7 @@ func phaseOf(ctx context.Context, m member) (bench.Phase, error) {
 	case rp.Error != "":
 		return bench.Phase{}, fmt.Errorf("replica %d: no epoch: %s", m.ID, rp.Error)
 	default:
-		return bench.Phase{Replica: m.ID, Epoch: rp.Epoch, Head: rp.Head, Advanced: rp.Advanced, Steps: rp.Steps}, nil
+		return bench.Phase{Replica: m.ID, Epoch: rp.Epoch, Head: rp.Head, Advanced: rp.Advanced, Steps: rp.Steps, Memory: rp.Memory}, nil
 	}
 }
 

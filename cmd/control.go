@@ -59,7 +59,8 @@ type childReport struct {
 	Joined   []uint32       `json:"joined"`
 	Advanced bool           `json:"advanced"`
 	CaughtUp bool           `json:"caught_up"`
-	Steps    []replica.Step `json:"steps,omitempty"` // the reset of the device first
+	Steps    []replica.Step `json:"steps,omitempty"`  // the reset of the device first
+	Memory   int64          `json:"memory,omitempty"` // the most that the process has had, in bytes
 	Status   int            `json:"status"`
 	Error    string         `json:"error,omitempty"`
 }

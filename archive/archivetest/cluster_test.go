@@ -109,7 +109,7 @@ func newOn(t testing.TB, w *network, addresses []string, mas string, schedule ar
 			t.Fatal(err)
 		}
 		c.writers = append(c.writers, key)
-		writers = append(writers, archive.Writer{Key: archive.PublicKey(pub), Prefixes: []string{}, Names: 1e5, Bytes: 1 << 40})
+		writers = append(writers, archive.Writer{Key: archive.PublicKey(pub), Prefixes: []string{}, Names: 1e6, Bytes: 1 << 40})
 	}
 	r, err := archive.NewRoster("cluster", time.Now(), schedule, limits, members, writers, nil)
 	if err != nil {

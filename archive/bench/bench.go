@@ -43,6 +43,7 @@ type Phase struct {
 	Head     archive.Digest
 	Advanced bool
 	Steps    []replica.Step
+	Memory   int64 // the most that its process has had, in bytes
 }
 
 // Result holds all that was measured. Times of operations are in milliseconds, all

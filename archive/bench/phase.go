@@ -21,6 +21,7 @@ type Row struct {
 	Parts    []Part `json:"parts"`
 	Total    Stat   `json:"total"`    // from its request until a Get is answered in the new epoch
 	Segments Stat   `json:"segments"` // of TCP that this machine sent meanwhile
+	Memory   Stat   `json:"memory"`   // MiB: the most that any replica's process has had
 }
 
 // Part is a part of the update phase.
@@ -67,6 +68,14 @@ func newRow(adds, before int) *Row {
 	return row
 }
 
+// memory is the most that the process of any replica has had, in bytes.
+func memory(all []Phase) (most int64) {
+	for _, p := range all {
+		most = max(most, p.Memory)
+	}
+	return most
+}
+
 func (row *Row) take(m measured) {
 	rest := m.total
 	for i, p := range parts {
@@ -76,6 +85,7 @@ func (row *Row) take(m measured) {
 	}
 	row.Parts[len(parts)].Took.add(rest)
 	row.Total.add(m.total)
+	row.Memory.add(float64(memory(m.phases)) / (1 << 20))
 	row.Segments.add(m.segments)
 }
 

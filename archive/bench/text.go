@@ -67,6 +67,9 @@ func (res Result) phaseTable() Table {
 		line(p.Name, func(row Row) string { return row.Parts[i].Took.String() })
 	}
 	line("Total", func(row Row) string { return row.Total.String() })
+	if res.Phases[0].Memory.N() > 0 { // a run of before did not look
+		line("Most memory of a process, MiB", func(row Row) string { return Figure(row.Memory.Quantile(1)) })
+	}
 	line("Names before the first", func(row Row) string { return fmt.Sprint(row.Before) })
 	t.Notes = []string{
 		"each part is the mean over the replicas; the total ends when a client's Get is answered in the new epoch",
