@@ -55,12 +55,16 @@ type proposalBody interface {
 	next() ([]byte, archive.Digest, error)
 }
 
+// opener opens a body at its begin.
+type opener func() proposalBody
+
 // rows walks the tree's pairs in order from a name on, until fn returns an
 // error.
 type rows func(ctx context.Context, from []byte, fn func(name, val []byte) error) error
 
 // additions is what an epoch adds to the tree. There may be a million names: none is
-// held as an entry before it is needed, and no submission as a whole.
+// held as an entry before it is needed, no submission as a whole, and no name of
+// those that are over quota, of which faulty replicas propose what they like.
 type additions struct {
 	archive archive.Digest
 	epoch   archive.Epoch
@@ -69,7 +73,7 @@ type additions struct {
 	writers []archive.Writer
 	keys    []archive.KeyID       // of the writers
 	places  map[archive.KeyID]int // of the keys
-	subs    []submitted
+	subs    []submitted           // by ascending digest
 	values  []value
 }
 
@@ -84,6 +88,9 @@ type submitted struct {
 	refused bool // over quota
 }
 
+// first returns the first proposal that contains s.
+func (s submitted) first() int { return bits.TrailingZeros64(s.in) }
+
 // value is one value wanted for a name.
 type value struct {
 	name archive.Name
@@ -96,7 +103,7 @@ type value struct {
 // what is too old, not permitted or over quota is dropped, a name that is bound
 // keeps its entry, and of several values for one name that of most proposals
 // wins, then the lowest.
-func merge(ctx context.Context, r *archive.Roster, e archive.Epoch, at time.Time, bodies []proposalBody, old rows) (*additions, error) {
+func merge(ctx context.Context, r *archive.Roster, e archive.Epoch, at time.Time, bodies []opener, old rows) (*additions, error) {
 	a := &additions{
 		archive: r.ID(), epoch: e, at: at, age: r.Limits.SubmissionAge.Std(),
 		writers: r.Writers, places: make(map[archive.KeyID]int),
@@ -109,6 +116,9 @@ func merge(ctx context.Context, r *archive.Roster, e archive.Epoch, at time.Time
 		return nil, err
 	}
 	a.withinQuota()
+	if err := a.gather(bodies); err != nil {
+		return nil, err
+	}
 	a.contest()
 	return a, a.unbound(ctx, old)
 }
@@ -121,16 +131,17 @@ type head struct {
 
 // unite merges sorted bodies: it calls take once for every submission, with those
 // that contain it as bits.
-func unite(bodies []proposalBody, take func(raw []byte, d archive.Digest, in uint64) error) error {
-	heads := make([]head, len(bodies))
+func unite(bodies []opener, take func(raw []byte, d archive.Digest, in uint64) error) error {
+	heads, all := make([]head, len(bodies)), make([]proposalBody, len(bodies))
 	advance := func(i int) (err error) {
-		heads[i].raw, heads[i].digest, err = bodies[i].next()
+		heads[i].raw, heads[i].digest, err = all[i].next()
 		if errors.Is(err, io.EOF) {
 			heads[i].raw, err = nil, nil
 		}
 		return err
 	}
-	for i := range bodies {
+	for i, open := range bodies {
+		all[i] = open()
 		if err := advance(i); err != nil {
 			return err
 		}
@@ -177,9 +188,6 @@ func (a *additions) admit(raw []byte, d archive.Digest, in uint64) error {
 	if !ok || s.Archive != a.archive || a.writers[w].Permitted(s) != nil || s.Fresh(a.at, a.age) != nil {
 		return nil
 	}
-	for _, x := range s.Bindings {
-		a.values = append(a.values, value{x.Name, x.Content, uint32(w), uint32(len(a.subs))})
-	}
 	a.subs = append(a.subs, submitted{
 		digest: d, created: s.Created.Unix(), in: in, names: uint64(len(s.Bindings)), size: s.Size(), writer: w,
 	})
@@ -209,7 +217,50 @@ func (a *additions) withinQuota() {
 		}
 		have.Names, have.Bytes = have.Names+s.names, have.Bytes+s.size
 	}
-	a.values = slices.DeleteFunc(a.values, func(v value) bool { return a.subs[v.sub].refused })
+}
+
+// gather reads the values of what is not refused, each from the first body that
+// contains it. There are no more than the quotas of all writers.
+func (a *additions) gather(bodies []opener) error {
+	left, names := make([]int, len(bodies)), uint64(0)
+	for _, s := range a.subs {
+		if !s.refused {
+			left[s.first()]++
+			names += s.names
+		}
+	}
+	a.values = make([]value, 0, names)
+	for i, open := range bodies {
+		if err := a.gatherFrom(open(), i, left[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// gatherFrom reads the values of the left submissions whose first body is the i-th.
+func (a *additions) gatherFrom(body proposalBody, i, left int) error {
+	for sub := 0; left > 0; {
+		raw, d, err := body.next()
+		if err != nil {
+			return fmt.Errorf("read again: %w", err)
+		}
+		for sub < len(a.subs) && bytes.Compare(a.subs[sub].digest[:], d[:]) < 0 {
+			sub++
+		}
+		if sub == len(a.subs) || a.subs[sub].digest != d || a.subs[sub].refused || a.subs[sub].first() != i {
+			continue
+		}
+		s, err := archive.ParseSubmission(raw)
+		if err != nil {
+			return err
+		}
+		for _, x := range s.Bindings {
+			a.values = append(a.values, value{x.Name, x.Content, uint32(a.subs[sub].writer), uint32(sub)})
+		}
+		left--
+	}
+	return nil
 }
 
 // contest leaves one value for each name, by ascending name: that of most
@@ -389,9 +440,9 @@ func (a *attempt) write(ctx context.Context, origin consensus.Block, rec archive
 		return root, 0, err
 	}
 	defer t.Close()
-	var bodies []proposalBody
+	var bodies []opener
 	for _, p := range origin.Proposals {
-		bodies = append(bodies, newBodyScanner(a.phase.dir.body(p.Join.Manifest)))
+		bodies = append(bodies, func() proposalBody { return newBodyScanner(a.phase.dir.body(p.Join.Manifest)) })
 	}
 	added, err := merge(ctx, a.Roster, rec.Epoch, rec.Time, bodies, t.Walk)
 	if err != nil {

@@ -30,9 +30,16 @@ func (l *list) next() (b []byte, d archive.Digest, err error) {
 	return b, archive.DigestOf(b), nil
 }
 
+func openers(bodies [][]archive.Submission) (all []opener) {
+	for _, b := range bodies {
+		all = append(all, func() proposalBody { l := list(b); return &l })
+	}
+	return all
+}
+
 // merged returns what merge adds, all at once.
-func merged(r *archive.Roster, e archive.Epoch, at time.Time, bodies []proposalBody, old rows) (all []tree.Pair, err error) {
-	a, err := merge(context.Background(), r, e, at, bodies, old)
+func merged(r *archive.Roster, e archive.Epoch, at time.Time, bodies [][]archive.Submission, old rows) (all []tree.Pair, err error) {
+	a, err := merge(context.Background(), r, e, at, openers(bodies), old)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +168,6 @@ func TestMergeIsNaiveMerge(t *testing.T) {
 		})
 		pool := rapid.SliceOfN(sub, 0, 12).Draw(t, "submissions")
 		var all [][]archive.Submission
-		var bodies []proposalBody
 		for range rapid.IntRange(1, 5).Draw(t, "proposals") {
 			b := []archive.Submission{}
 			for i := range pool {
@@ -169,9 +175,7 @@ func TestMergeIsNaiveMerge(t *testing.T) {
 					b = append(b, pool[i])
 				}
 			}
-			b = sortedBody(b)
-			l := list(b)
-			all, bodies = append(all, b), append(bodies, &l)
+			all = append(all, sortedBody(b))
 		}
 		var old []tree.Pair
 		for _, n := range []string{"a/a", "ab", "b", "zz"} {
@@ -179,7 +183,7 @@ func TestMergeIsNaiveMerge(t *testing.T) {
 				old = append(old, tree.Pair{Name: []byte(n), Val: []byte("old")})
 			}
 		}
-		got, err := merged(r, 7, at, bodies, rowsOf(old))
+		got, err := merged(r, 7, at, all, rowsOf(old))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -229,10 +233,9 @@ func TestMergeRules(t *testing.T) {
 		{"over quota: what fewer propose", [][]archive.Submission{
 			{sub(2, at, "n", 1), sub(2, at.Add(-1*time.Second), "o", 1), sub(2, at.Add(-2*time.Second), "p", 1)}, {sub(2, at, "n", 1)}}, nil, "n=1 p=1"},
 	} {
-		var bodies []proposalBody
+		var bodies [][]archive.Submission
 		for _, b := range tt.bodies {
-			l := list(sortedBody(b))
-			bodies = append(bodies, &l)
+			bodies = append(bodies, sortedBody(b))
 		}
 		pairs, err := merged(r, 3, at, bodies, rowsOf(tt.old))
 		if err != nil {
@@ -249,6 +252,47 @@ func TestMergeRules(t *testing.T) {
 		if strings.Join(got, " ") != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
 		}
+	}
+}
+
+// Of what a faulty replica proposes of a colluding writer, beyond his quota, no
+// name is held.
+func TestMergeHoldsQuota(t *testing.T) {
+	r, keys := mergeRoster()
+	at := time.Unix(1_800_000_000, 0).UTC()
+	var bodies [][]archive.Submission
+	for b := range 3 {
+		var body []archive.Submission
+		for i := range 20 {
+			s := archive.Submission{Archive: r.ID(), Created: at.Add(-time.Duration(b*20+i) * time.Second)}
+			for n := range 50 {
+				s.Bindings = append(s.Bindings, archive.Binding{Name: archive.Name(fmt.Sprintf("%d/%02d/%02d", b, i, n)), Content: archive.Content{Size: 1}})
+			}
+			s.Sign(keys[0])
+			body = append(body, s)
+		}
+		bodies = append(bodies, sortedBody(body))
+	}
+	a, err := merge(t.Context(), r, 1, at, openers(bodies), rowsOf(nil))
+	if err != nil || len(a.values) != 100 || cap(a.values) > 100 {
+		t.Errorf("%d names, room for %d, %v; the writer may add 100", len(a.values), cap(a.values), err)
+	}
+}
+
+// A body that is another when it is read again is an error.
+func TestMergeReadsAgain(t *testing.T) {
+	r, keys := mergeRoster()
+	at := time.Unix(1_800_000_000, 0).UTC()
+	one := archive.Submission{Archive: r.ID(), Created: at, Bindings: []archive.Binding{{Name: "n"}}}
+	one.Sign(keys[0])
+	left := 1
+	changed := func() proposalBody {
+		l := list{one}[:left]
+		left = 0
+		return &l
+	}
+	if a, err := merge(t.Context(), r, 1, at, []opener{changed}, rowsOf(nil)); err == nil {
+		t.Errorf("%d names of a body that is gone", len(a.values))
 	}
 }
 
