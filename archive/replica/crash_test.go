@@ -271,3 +271,39 @@ func TestAllKilledAndRestarted(t *testing.T) {
 		})
 	}
 }
+
+// A tree that takes its names in parts is cut off after the first: in the same
+// boot or after a reset, none is lost and none is there before its epoch.
+func TestKilledBetweenParts(t *testing.T) {
+	for _, reset := range []bool{false, true} {
+		t.Run(fmt.Sprintf("reset %v", reset), func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, 4)
+			var all []archive.Submission
+			for i := range addedAtOnce/archive.MaxBindings + 1 {
+				all = append(all, c.files(archive.MaxBindings, fmt.Sprint("part", i)))
+			}
+			c.addAll(all, c.all()...)
+			c.reset(c.all()...)
+			c.killAll("after tree")
+			c.withStore(1, func(s *Store) error {
+				tr, err := s.OpenTree(true)
+				if err != nil {
+					return err
+				}
+				defer tr.Close()
+				if _, n, err := tr.Rehash(t.Context(), nil); err != nil || n != addedAtOnce {
+					t.Errorf("killed with %d names in the tree, %v; want %d", n, err, addedAtOnce)
+				}
+				return nil
+			})
+			if reset {
+				c.reset(c.all()...)
+			}
+			c.run(t.Context(), c.all()...)
+			if rec := c.agreed(1, c.all()...); rec.Names != uint64(len(all)*archive.MaxBindings) || c.pending(1) != 0 {
+				t.Errorf("%d names, %d pending; want %d", rec.Names, c.pending(1), len(all)*archive.MaxBindings)
+			}
+		})
+	}
+}

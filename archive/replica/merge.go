@@ -432,7 +432,7 @@ func (a *attempt) bind(ctx context.Context, origin consensus.Block, rec archive.
 	return root, names, err
 }
 
-// write adds what the proposals want to the tree in one transaction.
+// write adds what the proposals want to the tree.
 func (a *attempt) write(ctx context.Context, origin consensus.Block, rec archive.EpochRecord) (root tree.Hash, names uint64, err error) {
 	var t *boltstore.Store
 	err = a.durable("tree opened", func() (err error) { t, err = a.store.OpenTree(false); return err })
@@ -448,8 +448,8 @@ func (a *attempt) write(ctx context.Context, origin consensus.Block, rec archive
 	if err != nil {
 		return root, 0, err
 	}
-	err = a.durable("tree", func() error {
-		return added.each(func(pairs []tree.Pair) error { _, _, err := t.Apply(ctx, pairs); return err })
+	err = added.each(func(pairs []tree.Pair) error {
+		return a.durable("tree", func() error { _, _, err := t.Apply(ctx, pairs); return err })
 	})
 	if err != nil {
 		return root, 0, err
