@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"sync"
 	"time"
 
@@ -477,17 +478,23 @@ func (p *phase) settle(rec archive.EpochRecord) error {
 	})
 }
 
+// isSettled says whether a submission has nothing to wait for: it is too old, all its
+// names are bound, or it is none that the roster admits.
 func (p *phase) isSettled(t *boltstore.Store, rec archive.EpochRecord, s archive.Submission) (bool, error) {
 	if rec.Time.Sub(s.Created) > p.Roster.Limits.SubmissionAge.Std() {
 		return true, nil
 	}
-	if w, err := s.Verify(p.Roster); err != nil || w.Permitted(s) != nil {
+	names := make([][]byte, len(s.Bindings))
+	for i, x := range s.Bindings {
+		names[i] = []byte(x.Name)
+	}
+	vals, err := t.GetAll(names)
+	if err != nil {
+		return false, err
+	}
+	if !slices.ContainsFunc(vals, func(v []byte) bool { return v == nil }) {
 		return true, nil
 	}
-	for _, x := range s.Bindings {
-		if _, ok, err := t.Get([]byte(x.Name)); err != nil || !ok {
-			return false, err
-		}
-	}
-	return true, nil
+	w, err := s.Verify(p.Roster) // last, for it is dear
+	return err != nil || w.Permitted(s) != nil, nil
 }

@@ -812,3 +812,41 @@ func TestHeadWithoutRecord(t *testing.T) {
 		t.Errorf("replica 4: %+v", out)
 	}
 }
+
+// After an epoch only those submissions wait on that still have a name to bind and
+// may.
+func TestSettle(t *testing.T) {
+	f := newForge(t)
+	rec := f.Certify(t, files("n", 20))
+	p := f.newTestPhase()
+	s, err := OpenStore(filepath.Join(f.Replicas[0].Dir, storeDir), f.Roster)
+	must(t, err)
+	defer s.Close()
+	p.store = s
+	strange := f.Submission(rec.Time, files("strange", 3))
+	strange.Sign(ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
+	forged := f.Submission(rec.Time, files("forged", 3))
+	forged.Signature[0] ^= 1
+	half := f.Submission(rec.Time, map[archive.Name][]byte{"n/0001": nil, "n/half": nil})
+	waits := f.Submission(rec.Time, files("waits", 3))
+	b, err := s.Pending()
+	must(t, err)
+	for _, sub := range []archive.Submission{
+		f.Submission(rec.Time, files("n", 20)), f.Submission(rec.Time.Add(-f.Roster.Limits.SubmissionAge.Std()-time.Second), files("old", 3)),
+		strange, forged, half, waits,
+	} {
+		must(t, b.Put(sub))
+	}
+	must(t, s.closePending())
+	must(t, p.settle(rec))
+	b, err = s.Pending()
+	must(t, err)
+	var left, want []archive.Digest
+	must(t, b.Each(func(s archive.Submission) error { left = append(left, s.Digest()); return nil }))
+	for _, s := range sortedBody([]archive.Submission{half, waits}) {
+		want = append(want, s.Digest())
+	}
+	if !slices.Equal(left, want) {
+		t.Errorf("%d wait, want the two with unbound names", len(left))
+	}
+}
